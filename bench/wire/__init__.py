@@ -1,0 +1,1 @@
+"""The wire side: C programs on one core, and what they need."""
