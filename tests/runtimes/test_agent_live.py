@@ -80,6 +80,7 @@ def bubblewrap(root: Path) -> Iterator[Link]:
         "--dev",
         "/dev",
         "--unshare-pid",
+        "--unshare-net",  # as in a sandbox: the agent's abstract socket is its network namespace's alone
     ]
     capabilities = [word for name in CAPABILITIES for word in ("--cap-add", name)]
     with agent(Path("/run/sbx-agent"), *command, "--as-pid-1", *capabilities, "--") as link:
