@@ -43,6 +43,7 @@
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -611,7 +612,7 @@ static int patience(void)
 static void prepare(void)
 {
     struct stat kind;
-    struct sigaction standard = {.sa_handler = SIG_DFL}, ignore = {.sa_handler = SIG_IGN};
+    struct sigaction ignore = {.sa_handler = SIG_IGN};
     sigset_t ours;
     bool silent = fcntl(2, F_GETFD) < 0;
     close_from(3);
@@ -630,8 +631,12 @@ static void prepare(void)
         close(nothing);
     fcntl(link_in.fd, F_SETFL, O_NONBLOCK);
     fcntl(link_out.fd, F_SETFL, O_NONBLOCK);
+    /* Not by sigaction(), which refuses the two signals that the C library keeps for its threads: whoever was born by
+     * posix_spawn, as every child of make is, finds those ignored and hands that on. To the kernel, the standard action
+     * is 0, without flags and with an empty mask; the mask has 64 bits. */
+    static const uint64_t standard[4] = {0};
     for (int number = 1; number < NSIG; number++)
-        sigaction(number, &standard, NULL);
+        syscall(SYS_rt_sigaction, number, standard, NULL, sizeof *standard);
     sigaction(SIGPIPE, &ignore, NULL);
     sigemptyset(&no_signals);
     sigemptyset(&ours);
