@@ -44,8 +44,8 @@ class Bench:
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
-        async for record in self.link.events():
-            self.records.append(record)
+        async for batch in self.link.batches():
+            self.records += batch
 
     async def reconnect(self) -> None:
         self.link.close()

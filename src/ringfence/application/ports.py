@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ringfence.policy.governance import Base
+from ringfence.sandbox.credentials import Binding
 from ringfence.sandbox.model import Desired, Isolation, Observation, Owner, SandboxSpec, Workspace
 
 
@@ -120,20 +121,6 @@ class EnclosureDriver(Protocol):
 
     async def close(self, sandbox: str) -> None: ...
     async def known(self) -> Sequence[str]: ...
-
-
-class Gateway(Protocol):
-    """The data plane as the daemon sees it: sandboxes are admitted with sockets, policy is swapped, events come."""
-
-    async def admit(self, spec: SandboxSpec, attachment: Attachment, policy: Mapping[str, Any]) -> None: ...
-    async def bind(self, sandbox: str, policy: Mapping[str, Any]) -> None:
-        """Put a new snapshot in force. Returns when new connections see it."""
-
-    async def cut(self, sandbox: str, *, closed: bool) -> None:
-        """Refuse everything (``closed``), or stop refusing everything."""
-
-    async def release(self, sandbox: str) -> None: ...
-    def events(self) -> AsyncIterator[Mapping[str, Any]]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,11 +238,25 @@ class Trust(Protocol):
 
 
 class Turnstile(Protocol):
-    """The part of :class:`Gateway` that use cases act on. Events go to the journal by themselves."""
+    """The gateway as the daemon sees it: sandboxes are admitted with sockets, what holds for them is swapped. Events
+    go to the journal by themselves."""
 
-    async def admit(self, spec: SandboxSpec, attachment: Attachment, policy: Mapping[str, Any]) -> None: ...
-    async def bind(self, sandbox: str, policy: Mapping[str, Any]) -> None: ...
-    async def cut(self, sandbox: str, *, closed: bool) -> None: ...
+    async def admit(
+        self,
+        spec: SandboxSpec,
+        attachment: Attachment,
+        policy: Mapping[str, Any],
+        credentials: Sequence[Binding] = (),
+    ) -> None: ...
+    async def arm(self, sandbox: str, credentials: Sequence[Binding]) -> None:
+        """Replace the credentials of a sandbox. Returns when new requests see them."""
+
+    async def bind(self, sandbox: str, policy: Mapping[str, Any]) -> None:
+        """Put a new snapshot in force. Returns when new connections see it."""
+
+    async def cut(self, sandbox: str, *, closed: bool) -> None:
+        """Refuse everything (``closed``), or stop refusing everything."""
+
     async def release(self, sandbox: str) -> None: ...
 
 

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from ringfence.application.errors import RingfenceError, Unavailable
 from ringfence.application.ports import Attachment
 from ringfence.daemon.records import read_record
 from ringfence.gateway.control import GatewayLink, start_worker
+from ringfence.sandbox.credentials import Binding
 from ringfence.sandbox.model import SandboxSpec
 
 GREETING = 10.0
@@ -49,16 +50,6 @@ class GatewaySettings:
     limits: Mapping[str, float]
 
 
-class _Link(GatewayLink):
-    """A link that hands over batches whole: one trip to the disk for each, acknowledged after it."""
-
-    async def batches(self) -> AsyncIterator[Sequence[object]]:
-        while (batch := await self._batches.get()) is not None:
-            sequence, records = batch
-            yield records
-            self._channel.send({"do": "ack", "sequence": sequence})
-
-
 class StandingGateway:
     """Implements :class:`ringfence.application.ports.Turnstile` over whichever worker there is."""
 
@@ -80,7 +71,7 @@ class StandingGateway:
         self._record = record
         self._lost = lost
         self._introduce = introduce
-        self._link: _Link | None = None
+        self._link: GatewayLink | None = None
         self._standing: asyncio.Task[None] | None = None
         self.pid = 0
 
@@ -115,8 +106,17 @@ class StandingGateway:
     async def stats(self) -> Mapping[str, Any]:
         return await self._asked(self._there().stats())
 
-    async def admit(self, spec: SandboxSpec, attachment: Attachment, policy: Mapping[str, Any]) -> None:
-        await self._asked(self._there().admit(spec, attachment, policy))
+    async def admit(
+        self,
+        spec: SandboxSpec,
+        attachment: Attachment,
+        policy: Mapping[str, Any],
+        credentials: Sequence[Binding] = (),
+    ) -> None:
+        await self._asked(self._there().admit(spec, attachment, policy, credentials))
+
+    async def arm(self, sandbox: str, credentials: Sequence[Binding]) -> None:
+        await self._asked(self._there().arm(sandbox, credentials))
 
     async def bind(self, sandbox: str, policy: Mapping[str, Any]) -> None:
         await self._asked(self._there().bind(sandbox, policy))
@@ -147,7 +147,7 @@ class StandingGateway:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    def _there(self) -> _Link:
+    def _there(self) -> GatewayLink:
         if self._link is None or self._link.closed:
             raise Unavailable(
                 "the gateway is not there; nothing leaves any sandbox until it is",
@@ -156,7 +156,7 @@ class StandingGateway:
             )
         return self._link
 
-    async def _stand(self, link: _Link | None) -> None:
+    async def _stand(self, link: GatewayLink | None) -> None:
         """Take one worker's records until it is gone, then put up another, for ever."""
         while True:
             if link is not None:
@@ -169,7 +169,7 @@ class StandingGateway:
             introducing = asyncio.create_task(self._introduce())
             introducing.add_done_callback(_complain)
 
-    async def _take(self, link: _Link) -> None:
+    async def _take(self, link: GatewayLink) -> None:
         """Keep a worker's records for as long as it is there and makes sense."""
         async for batch in link.batches():
             try:
@@ -192,9 +192,9 @@ class StandingGateway:
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LONGEST_RETRY)
 
-    async def _find(self) -> _Link | None:
+    async def _find(self) -> GatewayLink | None:
         try:
-            link = await _connect(self._path)
+            link = await GatewayLink.connect(self._path)
         except RingfenceError:
             return None
         try:
@@ -204,13 +204,13 @@ class StandingGateway:
             link.close()
             return None
 
-    async def _begin(self) -> _Link:
+    async def _begin(self) -> GatewayLink:
         log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             await start_worker(self._path, log=log)
         finally:
             os.close(log)
-        link = await _connect(self._path)
+        link = await GatewayLink.connect(self._path)
         try:
             return await self._greet(link)
         except TimeoutError:
@@ -223,7 +223,7 @@ class StandingGateway:
             link.close()
             raise
 
-    async def _begin_again(self) -> _Link:
+    async def _begin_again(self) -> GatewayLink:
         delay = RETRY
         while True:
             try:
@@ -233,7 +233,7 @@ class StandingGateway:
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LONGEST_RETRY)
 
-    async def _greet(self, link: _Link) -> _Link:
+    async def _greet(self, link: GatewayLink) -> GatewayLink:
         settings = self._settings
         async with asyncio.timeout(GREETING):
             told = await link.hello()
@@ -242,12 +242,6 @@ class StandingGateway:
                 await link.authority(settings.key, settings.certificate)
         self.pid = int(told["pid"])
         return link
-
-
-async def _connect(path: Path) -> _Link:
-    link = await _Link.connect(path)
-    assert isinstance(link, _Link)
-    return link
 
 
 def _complain(task: asyncio.Task[None]) -> None:

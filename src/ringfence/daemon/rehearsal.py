@@ -15,6 +15,7 @@ from ringfence.audit.events import NetworkEvent
 from ringfence.policy.effective import EffectivePolicy
 from ringfence.policy.engine import decide
 from ringfence.policy.model import Decision, NetworkAccess
+from ringfence.sandbox.credentials import Binding
 from ringfence.sandbox.model import Isolation, SandboxSpec
 
 Records = Sequence[Mapping[str, Any]]
@@ -28,13 +29,24 @@ class RehearsalGateway:
         self._clock = clock
         self._policies: dict[str, tuple[SandboxSpec, EffectivePolicy]] = {}
         self._closed: set[str] = set()
+        self.credentials: dict[str, tuple[Binding, ...]] = {}
         self._count = 0
 
-    async def admit(self, spec: SandboxSpec, attachment: Attachment, policy: Mapping[str, Any]) -> None:
+    async def admit(
+        self,
+        spec: SandboxSpec,
+        attachment: Attachment,
+        policy: Mapping[str, Any],
+        credentials: Sequence[Binding] = (),
+    ) -> None:
         if attachment.sandbox != spec.id:
             raise Unavailable("an enclosure of another sandbox")
+        self.credentials[spec.id] = tuple(credentials)
         self._policies[spec.id] = (spec, EffectivePolicy.from_wire(policy))
         self._closed.discard(spec.id)
+
+    async def arm(self, sandbox: str, credentials: Sequence[Binding]) -> None:
+        self.credentials[sandbox] = tuple(credentials)
 
     async def bind(self, sandbox: str, policy: Mapping[str, Any]) -> None:
         spec, _ = self._policies[sandbox]
@@ -48,6 +60,7 @@ class RehearsalGateway:
 
     async def release(self, sandbox: str) -> None:
         self._policies.pop(sandbox, None)
+        self.credentials.pop(sandbox, None)
         self._closed.discard(sandbox)
 
     async def meet(self, sandbox: str, access: NetworkAccess, *, canary: bool = False) -> Decision:

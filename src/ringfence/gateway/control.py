@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from ringfence.application.errors import Unavailable
 from ringfence.application.ports import Attachment
+from ringfence.sandbox.credentials import Binding
 from ringfence.sandbox.model import SandboxSpec
 
 _LENGTH: Final = struct.Struct("!I")
@@ -153,7 +154,7 @@ class Channel:
 
 
 class GatewayLink:
-    """The daemon's end: ``application.ports.Gateway`` over a channel. Made by ``connect``.
+    """The daemon's end: ``application.ports.Turnstile`` over a channel. Made by ``connect``.
 
     A lost connection fails what was waiting with ``Unavailable`` and ends ``events``; connect again (the
     worker may still be there) or start another worker.
@@ -211,7 +212,13 @@ class GatewayLink:
         """Give the worker this installation's certificate authority (PEM)."""
         await self._ask({"do": "authority", "key": key.decode(), "certificate": certificate.decode()})
 
-    async def admit(self, spec: SandboxSpec, attachment: Attachment, policy: Mapping[str, Any]) -> None:
+    async def admit(
+        self,
+        spec: SandboxSpec,
+        attachment: Attachment,
+        policy: Mapping[str, Any],
+        credentials: Sequence[Binding] = (),
+    ) -> None:
         """Serve a sandbox on its enclosure's sockets. Admitting it again replaces the sockets."""
         roles = list(attachment.listeners)
         await self._ask(
@@ -223,6 +230,7 @@ class GatewayLink:
                 "user": spec.owner.name,
                 "addresses": asdict(attachment.addresses),
                 "policy": dict(policy),
+                "credentials": [binding.to_wire() for binding in credentials],
                 "roles": roles,
             },
             [attachment.listeners[role].fileno() for role in roles],
@@ -230,6 +238,16 @@ class GatewayLink:
 
     async def bind(self, sandbox: str, policy: Mapping[str, Any]) -> None:
         await self._ask({"do": "bind", "sandbox": sandbox, "policy": dict(policy)})
+
+    async def arm(self, sandbox: str, credentials: Sequence[Binding]) -> None:
+        """Replace the credentials of a sandbox. Returns when new requests see them."""
+        await self._ask(
+            {
+                "do": "arm",
+                "sandbox": sandbox,
+                "credentials": [binding.to_wire() for binding in credentials],
+            }
+        )
 
     async def cut(self, sandbox: str, *, closed: bool) -> None:
         await self._ask({"do": "cut", "sandbox": sandbox, "closed": closed})
@@ -240,15 +258,11 @@ class GatewayLink:
     async def stats(self) -> dict[str, Any]:
         return await self._ask({"do": "stats"})
 
-    async def events(self) -> AsyncIterator[Mapping[str, Any]]:
-        """Yield records. A batch is acknowledged when the next one is asked for, so at least once each."""
-        while True:
-            batch = await self._batches.get()
-            if batch is None:
-                return
+    async def batches(self) -> AsyncIterator[Sequence[object]]:
+        """Yield batches of records. One is acknowledged when the next is asked for, so each comes at least once."""
+        while (batch := await self._batches.get()) is not None:
             sequence, records = batch
-            for record in records:
-                yield record
+            yield records
             self._channel.send({"do": "ack", "sequence": sequence})
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import time
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from ringfence.gateway.resolver import serve_dns
 from ringfence.gateway.turns import Round, Turns
 from ringfence.gateway.upstream import Upstreams
 from ringfence.policy.effective import EffectivePolicy
+from ringfence.sandbox.credentials import Binding
 
 if TYPE_CHECKING:
     import ssl
@@ -140,6 +141,10 @@ class Guest(Turns):
         self.subject.bind(policy)
         self._expiry = policy.next_expiry(now)
         self._revise(now)
+
+    def arm(self, credentials: Sequence[Binding]) -> None:
+        """Replace the credentials; requests from now on see these."""
+        self.subject.credentials = tuple(credentials)
 
     def cut(self, closed: bool, now: float) -> None:
         """Refuse everything, or stop refusing everything."""

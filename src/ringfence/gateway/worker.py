@@ -40,6 +40,7 @@ from ringfence.gateway.outbox import Outbox
 from ringfence.gateway.tls import upstream_context
 from ringfence.gateway.turns import Round
 from ringfence.policy.effective import EffectivePolicy
+from ringfence.sandbox.credentials import Binding
 
 SWEEP: Final = 0.5
 """Seconds between two looks at deadlines: the precision of every time limit."""
@@ -134,6 +135,8 @@ class Worker:
                 guest.release()
         elif what == "bind":
             self._guest(message).bind(EffectivePolicy.from_wire(message["policy"]), time())
+        elif what == "arm":
+            self._guest(message).arm(_credentials(message))
         elif what == "cut":
             self._guest(message).cut(bool(message["closed"]), time())
         else:
@@ -169,6 +172,7 @@ class Worker:
     async def admit(self, message: Mapping[str, Any], descriptors: list[int]) -> None:
         """Serve a sandbox, or serve it on new sockets."""
         policy = EffectivePolicy.from_wire(message["policy"])
+        credentials = _credentials(message)
         addresses = Addresses(**message["addresses"])
         roles = [str(role) for role in message["roles"]]
         subject = Subject(
@@ -187,6 +191,7 @@ class Worker:
         if before is not None:
             before.release()
         sockets = {role: socket.socket(fileno=descriptors.pop(0)) for role in roles}
+        guest.arm(credentials)
         guest.bind(policy, time())
         try:
             await guest.serve(sockets)
@@ -231,6 +236,14 @@ class Worker:
             for guest in self.guests.values():
                 guest.hush(self._congested)
         self._loop.call_later(SWEEP, self.sweep)
+
+
+def _credentials(message: Mapping[str, Any]) -> tuple[Binding, ...]:
+    """Read bindings. What is wrong with them is not said: an error's text must never hold a value."""
+    try:
+        return tuple(map(Binding.from_wire, message["credentials"]))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ValueError("the credentials are not understood") from None
 
 
 def decision_numbers(prefix: bytes) -> Callable[[], bytes]:

@@ -23,6 +23,7 @@ from ringfence.policy.effective import EffectivePolicy
 from ringfence.policy.engine import decide, judge_address
 from ringfence.policy.model import Decision, Inspect, Kind, NetworkAccess, Reason, Transport, Verdict
 from ringfence.policy.names import GATEWAY_NAME, LOCALHOST, canonical_host, split_authority
+from ringfence.sandbox.credentials import Binding
 
 _KEPT: Final = 256
 """Encodings of decisions kept for one sandbox and epoch, and refusals kept for one flow."""
@@ -59,6 +60,7 @@ class Subject:
     support: str = ""
     """How an organisation says whom to ask, if its policy does not say."""
     limits: Limits = field(default_factory=Limits)
+    credentials: tuple[Binding, ...] = field(default=(), repr=False)
     own: frozenset[str] = frozenset()
     """Addresses of the gateway inside the enclosure: never a destination."""
     ids: Callable[[], bytes]
