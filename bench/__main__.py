@@ -74,17 +74,20 @@ def _inside(options: argparse.Namespace) -> int:
 
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     only = frozenset(k for k in options.only.split(",") if k)
-    print(json.dumps(inside(options.seconds, options.repetitions, only, PEERS / "bin" / "mitmdump")))
+    print(json.dumps(inside(options.seconds, options.repetitions, only, PEERS)))
     return 0
 
 
 def _peers() -> None:
-    """mitmproxy in an environment of its own: its pins do not fit ours."""
-    if not (PEERS / "bin" / "mitmdump").exists():
-        print("bench: installing mitmproxy beside us", file=sys.stderr)
-        venv.create(PEERS, with_pip=True)
-        wanted = str(ROOT / "bench" / "peers.txt")
-        subprocess.run([str(PEERS / "bin" / "pip"), "install", "--quiet", "-r", wanted], check=True)
+    """Peers from Python's registry, in an environment of their own: their pins do not fit ours."""
+    wanted = ROOT / "bench" / "peers.txt"
+    stamp = PEERS / ".ready"
+    if not stamp.exists() or stamp.read_text() != wanted.read_text():
+        print("bench: installing mitmproxy and Envoy beside us", file=sys.stderr)
+        venv.create(PEERS, with_pip=True, clear=True)
+        pip = [str(PEERS / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "-r", str(wanted)], check=True)
+        stamp.write_text(wanted.read_text())
 
 
 def machine() -> str:

@@ -19,12 +19,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.candidates import PORT, Candidate, mitmproxy, ringfence, squid, started
+from bench.candidates import PORT, Candidate, envoy, mitmproxy, ringfence, squid, started
 from bench.figures import Load, Run, pss_kib
 from bench.wire.build import build, certificates
 
 ORIGIN = "203.0.113.10"
 HOSTS = 4000
+ENVOY = (
+    Path("lib")
+    / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    / "site-packages"
+    / "envoy"
+    / "_bin"
+    / "envoy"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +84,9 @@ ROWS = (
 )  # fmt: skip
 
 
-def inside(seconds: float, repetitions: int, only: frozenset[str], mitm: Path) -> dict[str, dict[str, float]]:
+def inside(
+    seconds: float, repetitions: int, only: frozenset[str], peers: Path
+) -> dict[str, dict[str, float]]:
     """Measure everything; runs in a network and mount namespace of its own."""
     results: dict[str, dict[str, list[float]]] = {}
     with ExitStack() as stack:
@@ -86,7 +96,12 @@ def inside(seconds: float, repetitions: int, only: frozenset[str], mitm: Path) -
         certificates(work)
         stack.callback(_internet(work))
         _run_direct(work, seconds, repetitions, only, results)
-        found = [ringfence(work, ORIGIN), squid(work), mitmproxy(work, mitm)]
+        found = [
+            ringfence(work, ORIGIN),
+            envoy(work, peers / ENVOY),
+            squid(work),
+            mitmproxy(work, peers / "bin" / "mitmdump"),
+        ]
         for candidate in [c for c in found if c]:
             _run_candidate(candidate, work, seconds, repetitions, only, results)
             if not only or "memory" in only:

@@ -162,8 +162,9 @@ def test_what_a_refusal_says(decision: Decision, contact: Contact, lines: list[s
     )
     assert problem["detail"] == lines[0]
     assert (problem["status"], problem["title"], problem["decision"]) == (403, "Forbidden", NUMBER.decode())
-    template = Template(decision, place, status=403, contact=contact, wants_json=False)
-    assert template.fill(NUMBER) == refusal.http1(notice, close=False, headless=False)
+    for close in (False, True):
+        template = Template(decision, place, status=403, contact=contact, wants_json=False, close=close)
+        assert template.fill(NUMBER) == refusal.http1(notice, close=close, headless=False)
 
 
 @pytest.mark.parametrize(
@@ -198,11 +199,11 @@ def test_a_governed_policy_names_the_organisation() -> None:
     assert talk.records[0]["organisation"] == "acme"
 
 
-def test_a_flow_keeps_few_encodings() -> None:
+def test_a_sandbox_keeps_few_encodings() -> None:
     talk = Dialogue(rule("allow", "a.test", methods=["GET"], paths=["/**"]))
     flow = Flow(talk.subject, "a.test", 443, "connect")
     for number in range(900):
         flow.shared(Decision(text=str(number)))
-        flow.refusal(Decision(text=str(number)), NUMBER, False)
+        flow.refusal(Decision(text=str(number)), NUMBER, wants_json=False, close=False)
     assert len(talk.subject._encoded) <= 256
-    assert len(flow._templates) <= 256
+    assert len(talk.subject._refusals) <= 256

@@ -295,17 +295,9 @@ class Http1:
         if request.length or request.expect:
             self._closing = True
         wants_json = refusal.wants_json(request.lines)
-        response = flow.refusal(decision, exchange.id, wants_json)
-        if self._closing or request.method == b"HEAD":
-            notice = refusal.refused(
-                decision,
-                flow.place,
-                exchange.id,
-                status=flow.status,
-                contact=flow.subject.contact,
-                wants_json=wants_json,
-            )
-            response = refusal.http1(notice, close=self._closing, headless=request.method == b"HEAD")
+        response = flow.refusal(decision, exchange.id, wants_json=wants_json, close=self._closing)
+        if request.method == b"HEAD":
+            response = response[: response.index(END) + 4]
         self.wire.send(response)
         self._ended(exchange.now)
 

@@ -46,8 +46,7 @@ class Contact:
     support: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Place(NamedTuple):
     """What was asked for."""
 
     host: str
@@ -165,10 +164,17 @@ class Template:
     __slots__ = ("_parts",)
 
     def __init__(
-        self, decision: Decision, place: Place, *, status: int, contact: Contact, wants_json: bool
+        self,
+        decision: Decision,
+        place: Place,
+        *,
+        status: int,
+        contact: Contact,
+        wants_json: bool,
+        close: bool,
     ) -> None:
         notice = refused(decision, place, _MARK, status=status, contact=contact, wants_json=wants_json)
-        self._parts = http1(notice, close=False, headless=False).split(_MARK)
+        self._parts = http1(notice, close=close, headless=False).split(_MARK)
 
     def fill(self, number: bytes) -> bytes:
         return number.join(self._parts)

@@ -26,7 +26,7 @@ from ringfence.policy.names import GATEWAY_NAME, LOCALHOST, canonical_host, spli
 from ringfence.sandbox.credentials import Binding
 
 _KEPT: Final = 256
-"""Encodings of decisions kept for one sandbox and epoch, and refusals kept for one flow."""
+"""Encodings of decisions, and refusals, kept for one sandbox and epoch."""
 _JUDGED: Final = 4096
 """Judgements about addresses kept for one sandbox and epoch."""
 _INSPECTED: Final = frozenset({b"http/1.1", b"h2"})
@@ -71,6 +71,8 @@ class Subject:
     _encoded_epoch: int = -1
     _judged: dict[tuple[str, int, str], Decision] = field(default_factory=dict)
     _judged_epoch: int = -1
+    _refusals: dict[object, tuple[Decision, Template]] = field(default_factory=dict)
+    _refusals_epoch: int = -1
 
     def bind(self, policy: EffectivePolicy | None) -> None:
         """Put a snapshot in force."""
@@ -161,6 +163,22 @@ class Subject:
             kept = self._encoded[key] = (decision, journal.encode(journal.decided(decision)))
         return kept[1]
 
+    def template(
+        self, decision: Decision, place: Place, *, status: int, wants_json: bool, close: bool
+    ) -> Template:
+        """The response that refuses. Kept, because who was refused tries again, often on a new connection."""
+        if self._refusals_epoch != self.epoch or len(self._refusals) >= _KEPT:
+            self._refusals.clear()
+            self._refusals_epoch = self.epoch
+        key = (place, status, wants_json, close, _identity(decision))
+        kept = self._refusals.get(key)
+        if kept is None:
+            template = Template(
+                decision, place, status=status, contact=self.contact, wants_json=wants_json, close=close
+            )
+            kept = self._refusals[key] = (decision, template)
+        return kept[1]
+
 
 class Flow:
     """One destination as one connection reaches for it. ``host`` is what policy is asked about."""
@@ -170,7 +188,6 @@ class Flow:
         "_encoded",
         "_epoch",
         "_route",
-        "_templates",
         "authority",
         "canary",
         "fixed",
@@ -208,7 +225,6 @@ class Flow:
         self._encoded = b""
         self._epoch = -1
         self._route: Route | None = None
-        self._templates: dict[object, tuple[Decision, Template]] = {}
 
     # -- decisions ----------------------------------------------------------------------------------------
 
@@ -219,7 +235,6 @@ class Flow:
             self._epoch = subject.epoch
             self._route = None
             self._encoded = b""
-            self._templates.clear()
             self._decision = self.fixed or subject.decide(NetworkAccess(host=self.host, port=self.port), now)
         return self._decision
 
@@ -368,20 +383,14 @@ class Flow:
 
     @property
     def place(self) -> Place:
-        return Place(host=self.host, port=self.port)
+        return Place(self.host, self.port)
 
-    def refusal(self, decision: Decision, number: bytes, wants_json: bool) -> bytes:
-        """A refusal as an HTTP/1 response, from a kept template."""
-        key = (wants_json, _identity(decision))
-        kept = self._templates.get(key)
-        if kept is None:
-            if len(self._templates) >= _KEPT:
-                self._templates.clear()
-            template = Template(
-                decision, self.place, status=self.status, contact=self.subject.contact, wants_json=wants_json
-            )
-            kept = self._templates[key] = (decision, template)
-        return kept[1].fill(number)
+    def refusal(self, decision: Decision, number: bytes, *, wants_json: bool, close: bool) -> bytes:
+        """A refusal as an HTTP/1 response with a body."""
+        template = self.subject.template(
+            decision, self.place, status=self.status, wants_json=wants_json, close=close
+        )
+        return template.fill(number)
 
 
 def _identity(decision: Decision) -> object:
