@@ -8,10 +8,10 @@ that honours :attr:`Sniffed.need` asks a logarithmic number of times, also of a 
 its hello in a record of its own (RFC 8446 section 5.1 permits that, and firewalls that looked at one record
 only were walked around by it).
 
-A ClientHello is read whole and strictly, because the name in it chooses the policy: what OpenSSL would refuse
-later is refused here, and a name that could be read in two ways (two names, an address, bytes outside of
-letters, digits, hyphen and underscore) is ``MALFORMED``, never "no name". The bytes behind the hello are not
-looked at.
+A ClientHello is read whole and strictly, because the name in it chooses the policy: no length may be wrong on
+the way to it, and a name that could be read in two ways (two names, an address, bytes outside of letters,
+digits, hyphen and underscore) is ``MALFORMED``, never "no name". What is in the extensions that policy does not
+need, and the bytes behind the hello, are not looked at.
 
 Fuzzed by ``python -m fuzz sniff`` (corpus: ``fuzz/corpus/sniff``).
 """
@@ -19,8 +19,10 @@ Fuzzed by ``python -m fuzz sniff`` (corpus: ``fuzz/corpus/sniff``).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import struct
 from enum import StrEnum
+from functools import lru_cache
+from typing import NamedTuple
 
 from ringfence.policy.errors import InvalidPolicy
 from ringfence.policy.names import canonical_name
@@ -40,7 +42,8 @@ _VERSIONED_LINE = re.compile(rb"[\x20-\x7e]* HTTP/[0-9.]+\r?\n")
 _BROKEN_LINE = re.compile(rb"[\x20-\x7e]*(?:\r?\n|\r(?!\n|\Z)|[^\r\n\x20-\x7e])")
 _ADDRESS = re.compile(r"[0-9.]+\Z")
 
-_SERVER_NAME, _ALPN, _SUPPORTED_VERSIONS = 0, 16, 43
+_SERVER_NAME, _ALPN = 0, 16
+_EXTENSION = struct.Struct("!HH").unpack_from
 _ENCRYPTED_HELLO = frozenset((*range(0xFE08, 0xFE0E), 0xFFCE))
 """Encrypted ClientHello (RFC 9849, and the drafts that were deployed), and its forerunner ESNI."""
 
@@ -54,8 +57,7 @@ class SniffKind(StrEnum):
     """TLS, or meant to look like it, and not to be served."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientHello:
+class ClientHello(NamedTuple):
     """What policy needs of a ClientHello."""
 
     server_name: str | None = None
@@ -63,12 +65,9 @@ class ClientHello:
     alpn: tuple[bytes, ...] = ()
     ech: bool = False
     """An encrypted hello is offered. Most often it is GREASE; where we do not terminate it may hide another name."""
-    versions: tuple[int, ...] = ()
-    """Protocol versions as offered (``0x0304`` is TLS 1.3)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sniffed:
+class Sniffed(NamedTuple):
     """An answer. ``hello`` is there exactly when the kind is ``TLS``."""
 
     kind: SniffKind
@@ -92,6 +91,7 @@ def sniff(data: bytes) -> Sniffed:
     return _text(data)
 
 
+@lru_cache(maxsize=4096)
 def hostname(raw: bytes) -> str | None:
     """Return the canonical form of a name as it came over the wire; ``None`` if it is no name."""
     try:
@@ -197,30 +197,27 @@ def _handshake(data: bytes) -> tuple[bytes | None, int]:
 
 def _hello(body: bytes) -> ClientHello:
     """Read a ClientHello (RFC 8446 section 4.1.2). Every length must fill its container exactly."""
-    if len(body) < 38:
+    end = len(body)
+    if end < 38:
         raise _Malformed("the client hello is cut short")
-    legacy = body[0] << 8 | body[1]
-    at = 35 + body[34]
     if body[34] > 32:
         raise _Malformed("the session id is too long")
-    at = _skip(body, at, 2, even=True)
+    at = _skip(body, 35 + body[34], 2, even=True)
     at = _skip(body, at, 1)
-    if at == len(body):
-        return ClientHello(versions=(legacy,))
-    if int.from_bytes(body[at : at + 2], "big") != len(body) - at - 2 or len(body) < at + 2:
+    if at == end:
+        return ClientHello()
+    if end < at + 2 or (body[at] << 8 | body[at + 1]) != end - at - 2:
         raise _Malformed("the extensions do not fill the client hello")
     at += 2
     seen: set[int] = set()
     server_name: str | None = None
     alpn: tuple[bytes, ...] = ()
-    versions: tuple[int, ...] = (legacy,)
-    end = len(body)
     while at < end:
-        if end < at + 4:
-            raise _Malformed("an extension is cut short")
-        kind = body[at] << 8 | body[at + 1]
         start = at + 4
-        at = start + (body[at + 2] << 8 | body[at + 3])
+        if end < start:
+            raise _Malformed("an extension is cut short")
+        kind, size = _EXTENSION(body, at)
+        at = start + size
         if at > end:
             raise _Malformed("an extension is cut short")
         if kind in seen:
@@ -230,11 +227,7 @@ def _hello(body: bytes) -> ClientHello:
             server_name = _server_name(body[start:at])
         elif kind == _ALPN:
             alpn = _protocols(body[start:at])
-        elif kind == _SUPPORTED_VERSIONS:
-            versions = _versions(body[start:at])
-    return ClientHello(
-        server_name=server_name, alpn=alpn, ech=not seen.isdisjoint(_ENCRYPTED_HELLO), versions=versions
-    )
+    return ClientHello(server_name, alpn, not seen.isdisjoint(_ENCRYPTED_HELLO))
 
 
 def _skip(body: bytes, at: int, width: int, *, even: bool = False) -> int:
@@ -270,9 +263,3 @@ def _protocols(body: bytes) -> tuple[bytes, ...]:
         names.append(body[at + 1 : after])
         at = after
     return tuple(names)
-
-
-def _versions(body: bytes) -> tuple[int, ...]:
-    if len(body) < 3 or body[0] != len(body) - 1 or body[0] % 2:
-        raise _Malformed("the list of versions is malformed")
-    return tuple(body[at] << 8 | body[at + 1] for at in range(1, len(body), 2))
