@@ -27,6 +27,8 @@ class Candidate:
     argv: tuple[str, ...]
     skip: frozenset[str] = frozenset()
     """Rows that this candidate cannot do, and so are not asked of it."""
+    few: bool = False
+    """Whether thousands of idle connections would take it minutes."""
 
 
 def ringfence(work: Path, origin: str) -> Candidate:
@@ -114,7 +116,7 @@ def mitmproxy(work: Path, program: Path) -> Candidate | None:
     argv = [str(program), "-q", "--listen-host", "127.0.0.1", "-p", str(PORT), "--set", f"confdir={home}"]
     argv += ["--set", f"ssl_verify_upstream_trusted_ca={work}/root.pem", "--set", "connection_strategy=lazy"]
     argv += ["--ignore-hosts", r"\.bypass\.test", "-s", str(addon)]
-    return Candidate(name="mitmproxy", argv=tuple(argv))
+    return Candidate(name="mitmproxy", argv=tuple(argv), few=True)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ import uvloop
 
 from ringfence.application.ports import Addresses
 from ringfence.gateway.authority import Authority, create_authority
+from ringfence.gateway.core.limits import Limits
 from ringfence.gateway.core.subject import Subject
 from ringfence.gateway.dial import Dialer
 from ringfence.gateway.guest import Guest, Services
@@ -98,6 +99,7 @@ async def serve(arguments: argparse.Namespace) -> None:
             upstream_context=upstream_context(arguments.roots.read_text() if arguments.roots else ""),
             round=Round(loop),
             authority=Authority(key, certificate, now=time.time),
+            capacity=20_000,
         )
         subject = Subject(
             id="bench",
@@ -106,6 +108,7 @@ async def serve(arguments: argparse.Namespace) -> None:
             user="bench",
             ids=decision_numbers(b"bench000"),
             sink=scribe.outbox.add,
+            limits=Limits(connections=20_000),
         )
         guest = Guest(services, subject, Addresses())
         policy = rules(arguments.rules, by_request=arguments.by_request, uninspected=arguments.uninspected)

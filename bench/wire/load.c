@@ -9,6 +9,7 @@
  *   open    CONNECT without TLS, one request, new connection         h2      as tls with HTTP/2, 16 streams on each connection
  *   idle    CONNECT, TLS, one request on each connection, then wait for a line on standard input (memory is read meanwhile)
  *   quiet   CONNECT without TLS and without a request, then wait as above
+ *   events  as tls, one request for a stream of events that say when they were sent; an operation is an event, its time how long it travelled
  * Prints one JSON line: operations, seconds, bytes of bodies, p50 and p99 in microseconds, failures. Certificates are not verified here: the
  * runner has checked each candidate with verification on before it measures. */
 #define _GNU_SOURCE
@@ -28,8 +29,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum mode { PLAIN, TUNNEL, TLS, ONCE, OPEN, H2, IDLE, QUIET };
-enum state { CONNECTING, ASKED, SHAKING, HEAD, BODY, CHUNKS, FRAMES, PARKED };
+enum mode { PLAIN, TUNNEL, TLS, ONCE, OPEN, H2, IDLE, QUIET, EVENTS };
+enum state { CONNECTING, ASKED, SHAKING, HEAD, BODY, CHUNKS, FRAMES, STREAM, PARKED };
 enum { STREAMS = 16, SLOTS = 64, SAMPLES = 1 << 22 };
 
 struct conn {
@@ -45,7 +46,7 @@ static long host_count, host_next, operations, failures, bytes, parked; static f
 static SSL_CTX *ctx; static int ep, stopping; static double deadline;
 
 static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + t.tv_nsec / 1e9; }
-static int secure(void) { return mode == TLS || mode == ONCE || mode == H2 || mode == IDLE; }
+static int secure(void) { return mode == TLS || mode == ONCE || mode == H2 || mode == IDLE || mode == EVENTS; }
 static void finished(double began) {
     operations++;
     if (sample_count < SAMPLES) samples[sample_count++] = (float)((now() - began) * 1e6);
@@ -143,7 +144,7 @@ static int head_done(struct conn *c, unsigned char *end) {
     int chunked = strcasestr((char *)c->in, "\r\ntransfer-encoding:") != NULL;
     if (status != expect) { fail(c, "another status"); return 0; }
     memmove(c->in, c->in + head, c->in_len - head); c->in_len -= head;
-    if (chunked) { c->state = CHUNKS; return 1; }
+    if (chunked) { c->state = mode == EVENTS ? STREAM : CHUNKS; return 1; }
     c->left = body; c->state = BODY;
     return 1;
 }
@@ -173,6 +174,14 @@ static int digest(struct conn *c) {
         bytes += (long)c->in_len;
         if (c->in_len >= 5 && !memcmp(c->in + c->in_len - 5, "0\r\n\r\n", 5)) { c->in_len = 0; complete(c); return 0; }
         if (c->in_len > 8) { memmove(c->in, c->in + c->in_len - 8, 8); c->in_len = 8; }
+        return 0;
+    }
+    case STREAM: {
+        unsigned char *start, *end; c->in[c->in_len] = 0;
+        while ((start = memmem(c->in, c->in_len, "data: ", 6)) && (end = memmem(start, c->in_len - (size_t)(start - c->in), "\n\n", 2))) {
+            finished((double)atol((char *)start + 6) / 1e9);
+            size_t used = (size_t)(end - c->in) + 2; memmove(c->in, c->in + used, c->in_len - used); c->in_len -= used;
+        }
         return 0;
     }
     case FRAMES: {
@@ -241,9 +250,9 @@ static int by_value(const void *a, const void *b) { float x = *(const float *)a,
 
 int main(int argc, char **argv) {
     if (argc < 8) { fprintf(stderr, "usage: load PROXY_PORT MODE HOST COUNT CONNECTIONS SECONDS PATH [STATUS]\n"); return 2; }
-    static const char *names[] = {"plain", "tunnel", "tls", "once", "open", "h2", "idle", "quiet"};
+    static const char *names[] = {"plain", "tunnel", "tls", "once", "open", "h2", "idle", "quiet", "events"};
     proxy_port = atoi(argv[1]); int known = 0;
-    for (int i = 0; i < 8; i++) if (!strcmp(argv[2], names[i])) { mode = (enum mode)i; known = 1; }
+    for (int i = 0; i < 9; i++) if (!strcmp(argv[2], names[i])) { mode = (enum mode)i; known = 1; }
     if (!known) return 2;
     host_form = argv[3]; host_count = atol(argv[4]); int connections = atoi(argv[5]); double seconds = atof(argv[6]); path = argv[7];
     if (argc > 8) expect = atoi(argv[8]);
