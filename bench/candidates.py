@@ -31,20 +31,26 @@ class Candidate:
     """Whether thousands of idle connections would take it minutes."""
 
 
-def ringfence(work: Path, origin: str) -> Candidate:
+def ringfence(work: Path, origin: str, *, tls: str = "ssl", port: int = PORT) -> Candidate:
+    """The gateway, with a TLS backend on both sides."""
     script = str(Path(__file__).with_name("gateway_standalone.py"))
     argv = [
         sys.executable,
         script,
+        "--tls",
+        tls,
         "--port",
-        str(PORT),
+        str(port),
         "--address",
         origin,
         "--roots",
         str(work / "root.pem"),
     ]
     argv += ["--certificate", str(work / "ringfence-ca.pem"), "--records", str(work / "audit.jsonl")]
-    return Candidate(name="ringfence", argv=tuple(argv))
+    if tls == "ssl":
+        return Candidate(name="ringfence", argv=tuple(argv))
+    unlike = {"tls403", "plain403", "open403", "plain", "tunbulk", "tunnew", "tunmsg"}
+    return Candidate(name=f"ringfence, {tls}", argv=tuple(argv), skip=frozenset(unlike))
 
 
 def squid(work: Path) -> Candidate | None:
@@ -120,7 +126,7 @@ def mitmproxy(work: Path, program: Path) -> Candidate | None:
 
 
 @contextmanager
-def started(candidate: Candidate, work: Path, *, core: int) -> Iterator[int]:
+def started(candidate: Candidate, work: Path, *, core: int, port: int = PORT) -> Iterator[int]:
     """Run a candidate pinned to a core until the block ends; yields its pid once it listens."""
     with (work / f"{candidate.name}.log").open("ab") as log:
         child = subprocess.Popen(
@@ -130,7 +136,7 @@ def started(candidate: Candidate, work: Path, *, core: int) -> Iterator[int]:
         deadline = time.monotonic() + 30
         while True:
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", PORT)) == 0:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             if child.poll() is not None or time.monotonic() > deadline:
                 tail = (work / f"{candidate.name}.log").read_text(errors="replace")[-600:]
@@ -144,13 +150,13 @@ def started(candidate: Candidate, work: Path, *, core: int) -> Iterator[int]:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-        _until_closed()
+        _until_closed(port)
 
 
-def _until_closed() -> None:
+def _until_closed(port: int) -> None:
     for _ in range(100):
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", PORT)):
+            if probe.connect_ex(("127.0.0.1", port)):
                 return
         time.sleep(0.05)
-    raise RuntimeError(f"something still listens on port {PORT}")
+    raise RuntimeError(f"something still listens on port {port}")

@@ -17,11 +17,13 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from bench.candidates import PORT, Candidate, envoy, mitmproxy, ringfence, squid, started
 from bench.figures import Load, Run, pss_kib
 from bench.wire.build import build, certificates
+from bench.workers import scale
 
 ORIGIN = "203.0.113.10"
 HOSTS = 4000
@@ -122,12 +124,18 @@ def inside(
         _run_direct(work, seconds, repetitions, only, results)
         found = [
             ringfence(work, ORIGIN),
+            *([ringfence(work, ORIGIN, tls="auto")] if find_spec("rtls") else []),
             envoy(work, peers / ENVOY),
             squid(work),
             mitmproxy(work, peers / "bin" / "mitmdump"),
         ]
+        if not only or "workers" in only:
+            tunnels = {f"workers:{row.key}": row.load for row in ROWS if row.key in ("tunbulk", "tunmsg")}
+            results.setdefault("ringfence", {}).update(scale(work, ORIGIN, tunnels, seconds, repetitions))
         for candidate in [c for c in found if c]:
             _run_candidate(candidate, work, seconds, repetitions, only, results)
+            if candidate.name == "ringfence" and (not only or "neighbour" in only):
+                _neighbour(candidate, work, seconds, repetitions, results)
             if not only or "memory" in only:
                 _memory(candidate, work, results)
     return {name: {k: statistics.median(v) for k, v in rows.items()} for name, rows in results.items()}
@@ -232,6 +240,49 @@ def _run_candidate(
                     _keep(results, candidate.name, row, run)
 
 
+NEIGHBOURS = 5_000
+
+
+def _neighbour(
+    candidate: Candidate,
+    work: Path,
+    seconds: float,
+    repetitions: int,
+    results: dict[str, dict[str, list[float]]],
+) -> None:
+    """The latency of one sandbox, alone and while another holds thousands of connections that never get to a point."""
+    load = Load(mode="tls", host="a.bench.test", connections=4)
+    rows = results.setdefault(candidate.name, {})
+    with started(candidate, work, core=1) as pid:
+        load.run(work / "load", port=PORT, origin=ORIGIN, seconds=0.5, pid=pid)
+        for _ in range(repetitions):
+            quiet = load.run(work / "load", port=PORT, origin=ORIGIN, seconds=seconds)
+            rows.setdefault("alone", []).append(quiet.p99)
+        argv = [
+            "taskset",
+            "-c",
+            "0",
+            str(work / "load"),
+            str(PORT + 1),
+            "trickle",
+            "x",
+            "0",
+            str(NEIGHBOURS),
+            "0",
+            "/",
+        ]
+        crowd = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert crowd.stdin and crowd.stdout
+        crowd.stdout.readline()
+        crowd.stdout.readline()  # two rounds: all are connected, or were refused and have come back
+        for _ in range(repetitions):
+            beside = load.run(work / "load", port=PORT, origin=ORIGIN, seconds=seconds)
+            rows.setdefault("beside", []).append(beside.p99)
+        crowd.stdin.close()
+        rows["crowd"] = [json.loads(crowd.stdout.read().splitlines()[-1])["operations"]]
+        crowd.wait(20)
+
+
 def _memory(candidate: Candidate, work: Path, results: dict[str, dict[str, list[float]]]) -> None:
     """KiB for each idle connection beside what a fresh process, warmed by a few, had before."""
     for row in MEMORY:
@@ -304,6 +355,19 @@ def table(results: dict[str, dict[str, float]]) -> list[str]:
                 for p in peers
             ]
             lines.append("| " + " | ".join([title, unit, f"{ours[key]:.1f}", "", *theirs_cells, must]) + " |")
+    if "workers:tunbulk" in ours:
+        lines += [
+            "",
+            f"Two workers carry {ours['workers:tunbulk']:.2f} times one worker's uninspected bulk and "
+            f"{ours['workers:tunmsg']:.2f} times its messages (must ≥ 1.7; capacity from CPU per operation while both work, "
+            "see `bench/workers.py`).",
+        ]
+    if "beside" in ours:
+        lines += [
+            "",
+            f"Beside a sandbox that holds {NEIGHBOURS:,} connections open with a byte a second on each, another one's p99 is "
+            f"{ours['beside']:,.0f} µs; alone it is {ours['alone']:,.0f} µs (ratio {ours['beside'] / ours['alone']:.2f}, must ≤ 2).",
+        ]
     return lines
 
 

@@ -2,7 +2,8 @@
 
 The data path is the product's, with strict checks, interception, a policy of 10,000 rules and audit records
 (written to a file as the daemon would). What is not the product's: every name under ``bench.test`` leads to one
-address, because a benchmark must not measure a name server. ``*.bypass.test`` is passed through unread.
+address, because a benchmark must not measure a name server. ``*.bypass.test`` is passed through unread. A second
+sandbox, the neighbour, has the next port.
 
     python bench/gateway_standalone.py --address 203.0.113.9 --roots origin-ca.pem --certificate ca.pem
 
@@ -24,12 +25,13 @@ import uvloop
 
 from ringfence.application.ports import Addresses
 from ringfence.gateway.authority import Authority, create_authority
+from ringfence.gateway.backends import WISHES, choose
 from ringfence.gateway.core.limits import Limits
 from ringfence.gateway.core.subject import Subject
 from ringfence.gateway.dial import Dialer
 from ringfence.gateway.guest import Guest, Services
 from ringfence.gateway.outbox import Outbox
-from ringfence.gateway.tls import upstream_context
+from ringfence.gateway.tls import upstream_contexts
 from ringfence.gateway.turns import Round
 from ringfence.gateway.worker import decision_numbers, settle_memory
 from ringfence.policy.document import parse_rule
@@ -88,6 +90,9 @@ async def serve(arguments: argparse.Namespace) -> None:
     async def lookup(name: str) -> tuple[Sequence[str], float]:
         return ([arguments.address] if name.endswith((".bench.test", ".bypass.test")) else []), 3600.0
 
+    backends = choose(arguments.tls)
+    if arguments.tls == "rtls" and backends.client.name != "rtls":
+        raise SystemExit(backends.reason)
     key, certificate = create_authority(now=time.time())
     arguments.certificate.write_bytes(certificate)
     with arguments.records.open("ab", 1 << 16) as records:
@@ -96,31 +101,37 @@ async def serve(arguments: argparse.Namespace) -> None:
             loop=loop,
             dialer=Dialer(loop, resolve={}, lookup=lookup),
             outbox=scribe.outbox,
-            upstream_context=upstream_context(arguments.roots.read_text() if arguments.roots else ""),
+            upstream_contexts=upstream_contexts(
+                arguments.roots.read_text() if arguments.roots else "", backends.client
+            ),
             round=Round(loop),
-            authority=Authority(key, certificate, now=time.time),
+            authority=Authority(key, certificate, now=time.time, backend=backends.server),
             capacity=20_000,
         )
-        subject = Subject(
-            id="bench",
-            name="bench",
-            agent="shell",
-            user="bench",
-            ids=decision_numbers(b"bench000"),
-            sink=scribe.outbox.add,
-            limits=Limits(connections=20_000),
-        )
-        guest = Guest(services, subject, Addresses())
         policy = rules(arguments.rules, by_request=arguments.by_request, uninspected=arguments.uninspected)
-        guest.bind(policy, time.time())
-        listening = socket.socket()
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(("127.0.0.1", arguments.port))
-        await guest.serve({"proxy4": listening})
+        guests = []
+        for name, port, most in (("bench", arguments.port, 20_000), ("neighbour", arguments.port + 1, 4096)):
+            subject = Subject(
+                id=name,
+                name=name,
+                agent="shell",
+                user="bench",
+                ids=decision_numbers(b"bench000"),
+                sink=scribe.outbox.add,
+                limits=Limits(connections=most),
+            )
+            guest = Guest(services, subject, Addresses())
+            guest.bind(policy, time.time())
+            listening = socket.socket()
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(("127.0.0.1", port))
+            await guest.serve({"proxy4": listening})
+            guests.append(guest)
         settle_memory()
         while True:
             await asyncio.sleep(SWEEP)
-            guest.sweep(time.time())
+            for guest in guests:
+                guest.sweep(time.time())
 
 
 def main() -> None:
@@ -134,6 +145,7 @@ def main() -> None:
     parser.add_argument("--records", type=Path, default=Path("/dev/null"), help="written: audit records")
     parser.add_argument("--rules", type=int, default=10_000)
     parser.add_argument("--by-request", action="store_true", help="HTTP rules: every request is decided")
+    parser.add_argument("--tls", choices=WISHES, default="ssl", help="the TLS backend, on both sides")
     parser.add_argument("--uninspected", action="store_true", help="TLS passes through as it is")
     uvloop.run(serve(parser.parse_args()))
 

@@ -10,6 +10,7 @@
  *   idle    CONNECT, TLS, one request on each connection, then wait for a line on standard input (memory is read meanwhile)
  *   quiet   CONNECT without TLS and without a request, then wait as above
  *   events  as tls, one request for a stream of events that say when they were sent; an operation is an event, its time how long it travelled
+ *   trickle CONNECT's opposite of haste: a request head that never ends, a byte a second on each connection; reconnects when it is thrown out
  * Prints one JSON line: operations, seconds, bytes of bodies, p50 and p99 in microseconds, failures. Certificates are not verified here: the
  * runner has checked each candidate with verification on before it measures. */
 #define _GNU_SOURCE
@@ -18,6 +19,8 @@
 #include <fcntl.h>
 #include <netinet/tcp.h>
 #include <openssl/ssl.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,7 +32,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum mode { PLAIN, TUNNEL, TLS, ONCE, OPEN, H2, IDLE, QUIET, EVENTS };
+enum mode { PLAIN, TUNNEL, TLS, ONCE, OPEN, H2, IDLE, QUIET, EVENTS, TRICKLE };
 enum state { CONNECTING, ASKED, SHAKING, HEAD, BODY, CHUNKS, FRAMES, STREAM, PARKED };
 enum { STREAMS = 16, SLOTS = 64, SAMPLES = 1 << 22 };
 
@@ -246,13 +249,36 @@ static void drive(struct conn *c) {
     }
 }
 
+/* Returns when standard input ends. A hundredth of the connections has its turn every 10 ms; who was thrown out comes back with the next turn. */
+static void trickle(struct conn *all, int count) {
+    static const char head[] = "GET http://a.bench.test/x HTTP/1.1\r\nHost: a.bench.test\r\nX-Slow: ";
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons((unsigned short)proxy_port)};
+    struct pollfd in = {.fd = 0, .events = POLLIN};
+    for (int i = 0; i < count; i++) all[i].fd = -1;
+    for (int turn = 0;; turn = (turn + 1) % 100) {
+        for (int i = turn; i < count; i += 100) {
+            struct conn *c = &all[i];
+            if (c->fd < 0) {
+                c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+                if (connect(c->fd, (struct sockaddr *)&a, sizeof a) || send(c->fd, head, sizeof head - 1, MSG_NOSIGNAL) < 0) { close(c->fd); c->fd = -1; failures++; continue; }
+                fcntl(c->fd, F_SETFL, O_NONBLOCK); operations++; continue;
+            }
+            char byte;
+            if (recv(c->fd, &byte, 1, MSG_DONTWAIT) == 0 || send(c->fd, "x", 1, MSG_NOSIGNAL) < 0) { close(c->fd); c->fd = -1; failures++; }
+        }
+        if (turn == 99) { fprintf(stdout, "{\"operations\": %ld, \"failures\": %ld}\n", operations, failures); fflush(stdout); }
+        if (poll(&in, 1, 10)) return;
+    }
+}
+
 static int by_value(const void *a, const void *b) { float x = *(const float *)a, y = *(const float *)b; return (x > y) - (x < y); }
 
 int main(int argc, char **argv) {
     if (argc < 8) { fprintf(stderr, "usage: load PROXY_PORT MODE HOST COUNT CONNECTIONS SECONDS PATH [STATUS]\n"); return 2; }
-    static const char *names[] = {"plain", "tunnel", "tls", "once", "open", "h2", "idle", "quiet", "events"};
+    static const char *names[] = {"plain", "tunnel", "tls", "once", "open", "h2", "idle", "quiet", "events", "trickle"};
+    signal(SIGPIPE, SIG_IGN);
     proxy_port = atoi(argv[1]); int known = 0;
-    for (int i = 0; i < 9; i++) if (!strcmp(argv[2], names[i])) { mode = (enum mode)i; known = 1; }
+    for (int i = 0; i < 10; i++) if (!strcmp(argv[2], names[i])) { mode = (enum mode)i; known = 1; }
     if (!known) return 2;
     host_form = argv[3]; host_count = atol(argv[4]); int connections = atoi(argv[5]); double seconds = atof(argv[6]); path = argv[7];
     if (argc > 8) expect = atoi(argv[8]);
@@ -263,6 +289,7 @@ int main(int argc, char **argv) {
     SSL_CTX_set_alpn_protos(ctx, (const unsigned char *)(mode == H2 ? "\2h2" : "\10http/1.1"), mode == H2 ? 3 : 9);
     ep = epoll_create1(EPOLL_CLOEXEC);
     struct conn *all = calloc((size_t)connections, sizeof *all);
+    if (mode == TRICKLE) { trickle(all, connections); return 0; }
     int waiting = mode == IDLE || mode == QUIET, opened = 0;
     double start = now(); deadline = start + seconds;
     if (!waiting) for (; opened < connections; opened++) dial(&all[opened]);

@@ -41,6 +41,11 @@ class Locations:
         return self.state / "ca"
 
     @property
+    def secrets(self) -> PurePosixPath:
+        """The sealed file, and its key where that is a file. Mode 0700."""
+        return self.state / "secrets"
+
+    @property
     def sandboxes(self) -> PurePosixPath:
         return self.state / "sandboxes"
 

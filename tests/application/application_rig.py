@@ -24,12 +24,13 @@ from ringfence.application.in_force import PolicyInForce
 from ringfence.application.journal import Journal
 from ringfence.application.lives import Lives
 from ringfence.application.platforms import Platforms
-from ringfence.application.ports import Attachment, Attendance, Platform
+from ringfence.application.ports import Attachment, Attendance, MintFailed, Platform
 from ringfence.application.presets import Presets
 from ringfence.application.proofs import Proofs
 from ringfence.application.rules import Rules
 from ringfence.application.runner import Runner
 from ringfence.application.sandboxes import Sandboxes
+from ringfence.application.secrets import Secrets
 from ringfence.daemon.ledger import SegmentedLedger
 from ringfence.daemon.rehearsal import RehearsalEnclosure, RehearsalGateway
 from ringfence.policy.addresses import Guards
@@ -37,6 +38,7 @@ from ringfence.policy.model import NetworkAccess
 from ringfence.runtimes.fake import FakeDriver
 from ringfence.sandbox.model import Owner, SandboxSpec, Workspace
 from ringfence.store.database import Database
+from ringfence.store.secrets import SealedVault
 
 OWNER = Owner(uid=1000, gid=1000, name="dev")
 
@@ -164,6 +166,45 @@ class LeakyEnclosure(RehearsalEnclosure):
         return await super().canaries(attachment, nonce)
 
 
+class FakeHolder:
+    """Has a key in memory."""
+
+    protects = "nothing"
+
+    def __init__(self) -> None:
+        self.key = b""
+
+    def why_not(self) -> str:
+        return "this is a test"
+
+    def fetch(self) -> bytes:
+        return self.key
+
+    def keep(self, key: bytes) -> None:
+        self.key = key
+
+
+class FakeMint:
+    """Makes what ``prints`` says for a program: a text, or a failure. ``gate`` lets a test hold a command up."""
+
+    def __init__(self) -> None:
+        self.prints: dict[str, str | MintFailed] = {}
+        self.runs: list[tuple[str, ...]] = []
+        self.gate: asyncio.Event | None = None
+
+    def finds(self, program: str) -> bool:
+        return program in self.prints
+
+    async def run(self, command: Sequence[str]) -> str:
+        self.runs.append(tuple(command))
+        if self.gate is not None:
+            await self.gate.wait()
+        printed = self.prints[command[0]]
+        if isinstance(printed, MintFailed):
+            raise printed
+        return printed
+
+
 class Universe:
     """What is there whether or not a daemon is."""
 
@@ -177,6 +218,15 @@ class Universe:
         self.supervisors = FakeSupervisors()
         self.workspaces = FakeWorkspaces("/w", "/docs")
         self.numbers = itertools.count(1)
+        self.holder = FakeHolder()
+        self.mint = FakeMint()
+        self.slept = asyncio.Event()
+        """Set by a test that has moved the clock, so that who sleeps looks at it."""
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds > 0:
+            await self.slept.wait()
+            self.slept.clear()
 
     async def _record(self, records: Sequence[Mapping[str, Any]]) -> None:
         if self.record is not None:
@@ -222,6 +272,19 @@ class Inhabitant:
         )
         self.platforms = Platforms({"fake": platform}, default="fake")
         supervisors = Mortal(universe.supervisors, self.fate)
+        holders = dict.fromkeys(("keyring", "systemd-creds", "key-file"), universe.holder)
+        self.vault = SealedVault(universe.directory / "secrets", "auto", holders)
+        self.secrets = Secrets(
+            Mortal(self.vault, self.fate),
+            universe.mint,
+            self.policy,
+            self.lives,
+            self.journal,
+            clock=clock,
+            token=lambda: f"{next(universe.numbers):016d}",
+            is_public_suffix=lambda name: name in ("com", "org", "co.uk"),
+            sleep=universe.sleep,
+        )
         self.heartbeat = Heartbeat(self.proofs, self.journal, **timing)
         self.runner = Runner(
             platforms=self.platforms,
@@ -230,6 +293,7 @@ class Inhabitant:
             heartbeat=self.heartbeat,
             supervisors=supervisors,
             trust=FakeTrust(),
+            secrets=self.secrets,
             journal=self.journal,
             lives=self.lives,
         )
@@ -241,6 +305,7 @@ class Inhabitant:
             policy=self.policy,
             supervisors=supervisors,
             workspaces=universe.workspaces,
+            secrets=self.secrets,
             journal=self.journal,
             clock=clock,
             identifier=universe.identifier,
@@ -275,7 +340,9 @@ class Inhabitant:
         self.universe.record = self._record
         await self.store.open()
         await self.policy.load()
+        await self.secrets.load()
         await self.sandboxes.recover()
+        await self.secrets.prune()
 
     async def _record(self, records: Sequence[Mapping[str, Any]]) -> None:
         for record in records:
@@ -287,6 +354,7 @@ class Inhabitant:
         """End the process: whatever else it was, its tasks and descriptors are gone."""
         self.fate.dead = True
         self.policy.close()
+        self.secrets.close()
         for life in self.lives:
             life.keep_until(None)
             for task in life.tasks:

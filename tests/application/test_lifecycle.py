@@ -385,9 +385,10 @@ def test_a_gateway_that_is_new_is_told_of_every_running_sandbox(tmp_path: Path) 
         for name in ("one", "two"):
             await daemon.sandboxes.start(name)
         daemon.universe.gateway._policies.clear()
-        await daemon.sandboxes.lose_gateway("the gateway ended")
+        served = frozenset(life.id for life in daemon.lives)
+        await daemon.sandboxes.lose_gateway("the gateway ended", served)
         assert {life.enforcement for life in daemon.lives if life.running} == {Enforcement.DEGRADED}
-        await daemon.sandboxes.readmit()
+        await daemon.sandboxes.readmit(served)
         await whole_and_nothing_else(daemon)
         notes = [r async for r in daemon.ledger.read(newest=0, matching=(b"enforcement changed",))]
         assert [note["text"] for note in notes if note["enforcement"] == "degraded"] == [

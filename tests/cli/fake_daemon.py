@@ -111,6 +111,7 @@ class FakeDaemon:
         self.preset: str | None = "balanced"
         self.require_init = False
         self.governance: dict[str, Any] | None = None
+        self.secrets: list[dict[str, Any]] = []
         self.records: list[dict[str, Any]] = []
         self.live: list[dict[str, Any]] = []
         self.checked: dict[str, Any] = {}
@@ -282,6 +283,63 @@ class FakeDaemon:
         self.rules = [found for found in self.rules if found not in gone]
         return {"removed": gone}
 
+    def list_secrets(self, query: Any, _body: Any) -> Any:
+        if scope := query.get("sandbox"):
+            self.named(scope)
+        found = [
+            secret
+            for secret in self.secrets
+            if (not scope or secret["scope"] == scope)
+            and (not query.get("only_global") or secret["scope"] == "global")
+            and query.get("service", secret["name"]) == secret["name"]
+        ]
+        return {
+            "secrets": [secret for secret in found if secret["type"] != "custom"],
+            "custom_secrets": [secret for secret in found if secret["type"] == "custom"],
+            "shadowed_services": [],
+            "env_only_count": 0,
+        }
+
+    def set_secret(self, _query: Any, body: Any, kind: str) -> Any:
+        scope = body.get("sandbox", "")
+        if scope:
+            self.named(scope)
+        name = body.get("service") or body.get("env") or body.get("registry")
+        default = "global" if kind != "registry" or body.get("all_sandboxes") else "host only"
+        made = {"scope": scope or default, "type": kind, "name": name, "secret": "****...****"}
+        if kind == "custom":
+            made |= {
+                "env": name,
+                "targets": body["hosts"],
+                "placeholder": body.get("placeholder", "sbx-cs-0000"),
+            }
+        if body.get("command"):
+            made["source"] = body["command"]
+        same = [s for s in self.secrets if (s["scope"], s["name"]) == (made["scope"], made["name"])]
+        if same and not body.get("overwrite"):
+            raise Problem(
+                409, "secret-exists", f"secret `{name}` is stored already", "`--force` overwrites it"
+            )
+        self.secrets = [secret for secret in self.secrets if secret not in same] + [made]
+        return {"secret": made, "warnings": []}
+
+    def remove_secrets(self, _query: Any, body: Any) -> Any:
+        scopes = (body["sandbox"],) if body.get("sandbox") else ("global", "host only")
+        gone = [
+            secret
+            for secret in self.secrets
+            if secret["scope"] in scopes
+            and (
+                body.get("everything")
+                or secret["name"] in (body.get("name"), body.get("registry"))
+                or secret.get("placeholder", "") == body.get("placeholder")
+            )
+        ]
+        if not gone and not body.get("everything"):
+            raise Problem(404, "secret-not-found", "no such secret is stored", exit_code=3)
+        self.secrets = [secret for secret in self.secrets if secret not in gone]
+        return {"removed": gone}
+
     def presets(self, _query: Any, _body: Any) -> Any:
         groups = [
             {
@@ -362,6 +420,9 @@ ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
     ("POST", "/v1/sandboxes/([^/]+)/start", FakeDaemon.start),
     ("POST", "/v1/sandboxes/([^/]+)/stop", FakeDaemon.stop),
     ("POST", "/v1/sandboxes/([^/]+)/settle", FakeDaemon.settle),
+    ("GET", "/v1/secrets", FakeDaemon.list_secrets),
+    ("PUT", "/v1/secrets/(service|custom|registry)", FakeDaemon.set_secret),
+    ("DELETE", "/v1/secrets", FakeDaemon.remove_secrets),
     ("GET", "/v1/policy", FakeDaemon.policy),
     ("POST", "/v1/policy/rules", FakeDaemon.add_rule),
     ("DELETE", "/v1/policy/rules", FakeDaemon.remove_rules),

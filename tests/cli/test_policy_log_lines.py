@@ -110,6 +110,15 @@ def test_a_sandbox_that_is_no_more_still_has_a_past(sbx: Sbx, lab: FakeDaemon) -
     assert sbx("policy", "log", "sbxlab").code == 3
 
 
+def test_a_client_that_refuses_the_authority_is_told_what_would_help(sbx: Sbx, lab: FakeDaemon) -> None:
+    said = "the client does not trust it; on the host, `sbx policy allow network --inspect never a.test:443` helps"
+    tls = {"protocol": "tls", "method": "", "path": "", "text": said}
+    lab.records = [opened("1", "a.test", **tls), closed("1", 0, ended="mistrusted", **tls)]
+    (line,) = sbx("policy", "log", "--no-follow").out.splitlines()
+    assert "ALLOWED   a.test" in line
+    assert line.endswith(said)
+
+
 def test_nothing_to_show(sbx: Sbx, daemon: FakeDaemon) -> None:
     ran = sbx("policy", "log")
     assert (ran.code, ran.out) == (0, "No policy log entries found\n")

@@ -61,6 +61,7 @@ READS = [
     ["policy", "import", "policy.yaml", "--dry-run"],
     ["policy", "validate", "policy.yaml"],
     ["policy", "test", "policy.yaml"],
+    ["secret", "ls"],
     ["daemon", "status"],
     ["doctor"],
     ["version"],
@@ -70,6 +71,7 @@ FAILURES = [
     ["policy", "explain", "gone"],
     ["policy", "log", "gone"],
     ["policy", "ls", "gone"],
+    ["secret", "ls", "gone"],
 ]
 
 
@@ -145,6 +147,9 @@ def complete(*words: str) -> list[str]:
         (["policy", "log", ""], ["lab"]),
         (["policy", "rm", "network", "--id", ""], ["1"]),
         (["policy", "allow", "network", "--sandbox", ""], ["lab"]),
+        (["secret", "set", "mis"], ["mistral"]),
+        (["secret", "set", "l"], ["lab"]),
+        (["secret", "rm", "--sandbox", ""], ["lab"]),
         (["create", "sh"], ["shell"]),
         (["policy", "reset", "--pre"], ["--preset"]),
     ],
@@ -178,6 +183,7 @@ HEAVY = {
         "httpx",
         "httpx2",
         "idna",
+        "keyring",
         "multiprocessing",
     ),
     *("publicsuffixlist", "pydantic", "rich", "rich_click", "ruamel", "sqlalchemy", "starlette", "structlog"),
@@ -205,7 +211,7 @@ def loaded(*arguments: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["ls"], ["ls", "--json"], ["policy", "ls", "--json"], ["policy", "log", "--json"]],
+    [["ls"], ["ls", "--json"], ["secret", "ls"], ["policy", "ls", "--json"], ["policy", "log", "--json"]],
     ids=" ".join,
 )
 def test_everyday_commands_load_nothing_heavy(full: FakeDaemon, arguments: list[str]) -> None:

@@ -128,15 +128,15 @@ class Home:
     def clear(self) -> None:
         """End what runs, the gateway too."""
         try:
-            gateway = self.ask("GET", "/v1/daemon").json["gateway"]["pid"]
+            workers = [each["pid"] for each in self.ask("GET", "/v1/daemon").json["gateway"]["workers"]]
         except (OSError, http.client.HTTPException, ValueError):
-            gateway = 0
+            workers = []
         for process in self.processes:
             if process.poll() is None:
                 self.end(process)
-        if gateway:
+        for pid in filter(None, workers):
             with suppress(ProcessLookupError):
-                os.kill(gateway, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager

@@ -250,6 +250,7 @@ def test_the_doctor_looks_at_everything(shared: Home) -> None:
         "runtime fake",
         "enclosure",
         "gateway",
+        "tls.backend",
         "authority",
         "disk",
         "ledger",
@@ -257,5 +258,9 @@ def test_the_doctor_looks_at_everything(shared: Home) -> None:
         "policy",
     } <= names
     assert sum(report["summary"].values()) == len(report["checks"])
+    (worker,) = [check["detail"] for check in report["checks"] if check["name"] == "gateway"]
+    assert worker.startswith(
+        f"pid {shared.must('GET', '/v1/daemon')['gateway']['pid']}: 0 sandboxes, 0 of about "
+    )
     failed = [check for check in report["checks"] if check["status"] == "fail"]
     assert all(check["hint"] for check in failed)

@@ -23,6 +23,9 @@ def test_everything_that_can_be_set(tmp_path: Path) -> None:
         require_init = true
         [tls]
         extra_ca = ["/etc/ca.pem"]
+        backend = "ssl"
+        [workers]
+        count = 3
         [lifecycle]
         grace = 5
         [resolve]
@@ -36,7 +39,8 @@ def test_everything_that_can_be_set(tmp_path: Path) -> None:
     )
     found = load(path)
     assert (found.runtime, found.policy.require_init, found.lifecycle.grace) == ("namespaces", True, 5.0)
-    assert found.tls.extra_ca == ("/etc/ca.pem",)
+    assert (found.tls.extra_ca, found.tls.backend) == (("/etc/ca.pem",), "ssl")
+    assert found.workers.count == 3
     assert found.resolve == {
         "api.example.com": "203.0.113.1",
         "six.example.com": "2001:db8::1",
@@ -53,6 +57,8 @@ def test_everything_that_can_be_set(tmp_path: Path) -> None:
         ("[policy]\nrequire_init = true\nrequire = true\n", 3, "unknown setting `policy.require`"),
         ("policy.require = true\n", 1, "unknown setting `policy.require`"),
         ("[lifecycle]\n\ngrace = -1\n", 3, "`lifecycle.grace`"),
+        ("[workers]\ncount = -1\n", 2, "`workers.count`"),
+        ('[tls]\nbackend = "gnutls"\n', 2, "`tls.backend`"),
         ('[lifecycle]\ngrace = "soon"\n', 2, "`lifecycle.grace`"),
         ('\nruntime = "docker"\n', 2, "`runtime`"),
         ("[nothing]\nx = 1\n", 1, "unknown setting `nothing`"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -121,3 +122,30 @@ def test_what_dies_inside_is_stopped_outside(home: Home) -> None:
         time.sleep(0.02)
     home.must("POST", "/v1/sandboxes/lab/start")
     assert inside(home, "echo", "again") == "again\n"
+
+
+def test_a_worker_that_is_killed_is_missed_by_its_own_sandbox_alone(home: Home) -> None:
+    """Two sandboxes have two workers; enforcement of the second never wavers, and both go on refusing."""
+    home.must(
+        "POST", "/v1/sandboxes", {"agent": "shell", "name": "lab2", "workspaces": [str(home.workspace)]}
+    )
+    home.must("POST", "/v1/sandboxes/lab2/start")
+    try:
+        first, second = home.must("GET", "/v1/daemon")["gateway"]["workers"]
+        assert (first["sandboxes"], second["sandboxes"]) == (1, 1)
+        os.kill(first["pid"], signal.SIGKILL)
+        assert inside(home, *CURL, "https://paste.ee") == "403"
+        until_enforcing(home)
+        after = home.must("GET", "/v1/daemon")["gateway"]["workers"]
+        assert after[0]["pid"] != first["pid"]
+        assert after[1] == second
+        notes = (home.root / "state" / "ledger").glob("*.jsonl")
+        changes = [
+            note
+            for path in notes
+            for note in map(json.loads, path.read_text().splitlines())
+            if note["kind"] == "enforcement changed" and note["enforcement"] == "degraded"
+        ]
+        assert {note["sandbox_name"] for note in changes} == {"lab"}
+    finally:
+        home.ask("DELETE", "/v1/sandboxes/lab2")

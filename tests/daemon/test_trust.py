@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import warnings
+import hashlib
+import io
+import ssl
+import struct
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization.pkcs12 import load_pkcs12
 
 from ringfence.application.errors import InvalidInput, Unavailable
 from ringfence.daemon.trust import TrustStore, extra_roots, load_authority
@@ -53,17 +54,33 @@ def test_inside_the_hosts_roots_the_extra_ones_and_ours_are_trusted_and_no_key_i
 ) -> None:
     _, ours = made()
     _, extra = made()
-    files = asyncio.run(TrustStore(ours, extra.decode()).files())
+    files = asyncio.run(TrustStore(ours, extra.decode).files())
     bundle = files[BUNDLE]
     assert ours.strip() in bundle
     assert extra.strip() in bundle
     assert files[OWN_CERTIFICATE] == ours
     assert not any(b"PRIVATE" in content for content in files.values())
-    serials = {x509.load_pem_x509_certificate(pem).serial_number for pem in (ours, extra)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a host's root with a strange serial number
-        java = load_pkcs12(files[JAVA_TRUST], None).additional_certs
-        assert serials <= {each.certificate.serial_number for each in java}
+    assert {ssl.PEM_cert_to_DER_cert(pem.decode()) for pem in (ours, extra)} <= set(
+        in_java(files[JAVA_TRUST])
+    )
+
+
+def in_java(store: bytes) -> list[bytes]:
+    """What a JVM finds in its store: Java's default password fits, every entry is a certificate."""
+    salted = "changeit".encode("utf-16-be") + b"Mighty Aphrodite" + store[:-20]
+    assert store[-20:] == hashlib.sha1(salted, usedforsecurity=False).digest()
+    rest = io.BytesIO(store[:-20])
+    magic, version, count = struct.unpack(">III", rest.read(12))
+    assert (magic, version) == (0xFEEDFEED, 2)
+    found, names = [], set()
+    for _ in range(count):
+        assert rest.read(4) == b"\0\0\0\2", "a trusted certificate"
+        names.add(rest.read(int.from_bytes(rest.read(2), "big")))
+        assert int.from_bytes(rest.read(8), "big") == 0, "the same bytes whenever it is made"
+        assert rest.read(int.from_bytes(rest.read(2), "big")) == b"X.509"
+        found.append(rest.read(int.from_bytes(rest.read(4), "big")))
+    assert (rest.read(), len(names)) == (b"", count)
+    return found
 
 
 def test_a_file_without_certificates_is_no_root(tmp_path: Path) -> None:

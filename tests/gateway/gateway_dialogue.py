@@ -15,6 +15,9 @@ from ringfence.gateway.core.connection import Phase, Securing
 from ringfence.gateway.core.exchange import Exchange
 from ringfence.gateway.core.limits import Limits
 from ringfence.gateway.core.messages import Route
+from ringfence.gateway.core.origin1 import Origin1
+from ringfence.gateway.core.origin2 import Origin2
+from ringfence.gateway.core.streams import OriginStream
 from ringfence.gateway.core.subject import Subject
 from ringfence.gateway.core.tunnels import Tunnel
 from ringfence.policy.document import parse_rule
@@ -53,6 +56,10 @@ class Upstream:
         self.reused = reused
         self.sent = b""
         self.state = "open"
+        self.codec: Origin1 | Origin2 | None = None
+        """What makes messages of its bytes, unless it is a tunnel's."""
+        self.idle = 0
+        """How often it was given back."""
 
     def send(self, payload: bytes) -> None:
         assert self.state == "open", "bytes for a connection that was given back"
@@ -66,7 +73,9 @@ class Upstream:
 
     def release(self) -> None:
         assert self.state == "open"
-        self.state = "released"
+        self.idle += 1
+        if not isinstance(self.codec, Origin2):
+            self.state = "released"
 
     def close(self) -> None:
         self.state = "closed"
@@ -92,6 +101,8 @@ class Dialogue:
         self.asked: list[tuple[Exchange | Tunnel, Route]] = []
         self.pool: dict[Route, list[Upstream]] = {}
         self.auto = auto
+        self.shared = False
+        """Origins choose HTTP/2 if they are offered it."""
         self.address = address
         ids = itertools.count(1)
         self.subject = Subject(
@@ -151,28 +162,26 @@ class Dialogue:
 
     def answer(self, data: bytes, *, upstream: int = -1) -> Dialogue:
         """Bytes from the origin, to whoever is served."""
-        owner = self._owner(upstream)
-        if isinstance(owner, Exchange):
-            owner.received(data, self.now)
+        wire = self.upstreams[upstream]
+        if wire.codec is not None:
+            wire.codec.received(data, self.now)
         else:
-            owner.answered(data, self.now)
+            self._tunnel(wire).answered(data, self.now)
         return self
 
     def origin_ended(self, *, clean: bool = True) -> None:
-        owner = self._owner(-1)
-        assert isinstance(owner, Exchange)
+        codec = self.upstreams[-1].codec
+        assert codec is not None
         if clean:
-            owner.ended(self.now)
+            codec.ended(self.now)
         else:
-            owner.lost("the connection was reset", self.now)
+            codec.lost("the connection was reset", self.now)
 
-    def _owner(self, upstream: int) -> Exchange | Tunnel:
-        wanted = self.upstreams[upstream]
+    def _tunnel(self, wire: Upstream) -> Tunnel:
         return next(
             owner
             for owner, _ in reversed(self.asked)
-            if getattr(owner, "upstream", None) is wanted
-            or (isinstance(owner, Tunnel) and owner._upstream is wanted)
+            if isinstance(owner, Tunnel) and owner._upstream is wire
         )
 
     def connected(self, number: int = -1, *, reused: bool = False) -> Upstream:
@@ -180,7 +189,14 @@ class Dialogue:
         owner, route = self.asked[number]
         upstream = Upstream(self, route, self.address, reused=reused)
         self.upstreams.append(upstream)
-        owner.connected(upstream, self.now)
+        if isinstance(owner, Tunnel):
+            owner.connected(upstream, self.now)
+        elif self.shared and route.protocol == "h2":
+            upstream.codec = Origin2(upstream, self.subject.limits, self.now)
+            owner.connected(OriginStream(upstream.codec), self.now)
+        else:
+            upstream.codec = Origin1(upstream, self.subject.limits)
+            owner.connected(upstream.codec, self.now)
         return upstream
 
     def bind(self, *rules: Rule, revision: int = 2) -> None:
@@ -218,8 +234,14 @@ class Dialogue:
     def request(self, exchange: Exchange, route: Route, *, fresh: bool) -> None:
         self.said.append(("request", route.host, route.port, route.server_name, fresh))
         self.asked.append((exchange, route))
-        if self.auto:
-            self.connected()
+        if not self.auto:
+            return
+        for upstream in self.upstreams:
+            origin = upstream.codec
+            if not fresh and isinstance(origin, Origin2) and upstream.route == route and origin.room:
+                exchange.connected(OriginStream(origin), self.now)
+                return
+        self.connected()
 
     def open(self, tunnel: Tunnel, route: Route) -> None:
         self.said.append(("open", route.host, route.port))

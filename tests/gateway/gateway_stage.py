@@ -26,12 +26,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ringfence.application.ports import Addresses
 from ringfence.gateway import listener
 from ringfence.gateway.authority import Authority, create_authority
+from ringfence.gateway.backends import choose
 from ringfence.gateway.core.limits import Limits
 from ringfence.gateway.core.subject import Subject
 from ringfence.gateway.dial import Dialer
 from ringfence.gateway.guest import Guest, Services
 from ringfence.gateway.outbox import Outbox
-from ringfence.gateway.tls import upstream_context
+from ringfence.gateway.tls import upstream_contexts
 from ringfence.gateway.turns import Round
 from ringfence.policy.document import parse_rule
 from ringfence.policy.effective import EffectivePolicy, Entry
@@ -39,6 +40,8 @@ from ringfence.policy.rule import Rule
 
 CLIENT4 = "127.0.0.1"
 PATIENCE = 20.0
+TLS = "ssl"
+"""The TLS backend of every stage; tests that run scenes over another one set it."""
 _numbers = itertools.count(1)
 
 
@@ -177,12 +180,24 @@ class StageDialer(Dialer):
         transport, protocol, _ = await super().connect([target], factory, timeout=timeout)
         return transport, protocol, (address, port)
 
+    def reach(self, address: tuple[str, int], factory: Any) -> Any:
+        origin = self._stage.origins.get(address)
+        there = origin.port if origin is not None else address[1] if address[0] == CLIENT4 else 1
+        return super().reach((CLIENT4, there), factory)
+
+    def associate(self, addresses: Sequence[tuple[str, int]]) -> tuple[socket.socket, str]:
+        address, port = next((each for each in addresses if each in self._stage.datagram_ports), addresses[0])
+        sock, _ = super().associate([(CLIENT4, self._stage.datagram_ports.get((address, port), 1))])
+        return sock, address
+
 
 class Stage:
     """One guest of one gateway, its origins, and what was recorded."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
         self.origins: dict[tuple[str, int], Origin] = {}
+        self.datagram_ports: dict[tuple[str, int], int] = {}
+        """Where UDP services really are: the port on this machine."""
         self.addresses: dict[str, list[str]] = {}
         self.records: list[dict[str, Any]] = []
         key, certificate = installation()
@@ -199,13 +214,15 @@ class Stage:
             ids=lambda: b"00000000-%08x" % next(ids),
             sink=lambda record, _: self.records.append(json.loads(record)),
         )
+        backends = choose(TLS)
+        assert backends.server.name == TLS, backends.reason
         self.services = Services(
             loop=loop,
             dialer=self.dialer,
             outbox=Outbox(1 << 20, lambda: None),
-            upstream_context=upstream_context(origin_roots()),
+            upstream_contexts=upstream_contexts(origin_roots(), backends.client),
             round=Round(loop),
-            authority=Authority(key, certificate),
+            authority=Authority(key, certificate, backend=backends.server),
         )
         self.guest = Guest(self.services, self.subject, Addresses())
         self.destination: tuple[str, int] = ("", 0)

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ringfence.gateway.authority import Authority, create_authority
+from ringfence.gateway.backends import OpenSsl
 
 NOW = datetime.datetime.now(datetime.UTC).timestamp()  # noqa: TID251  # OpenSSL reads the real clock
 DAY = 86_400.0
@@ -331,7 +332,7 @@ def test_ten_thousand_names_do_not_grow_the_cache(
     pair: tuple[bytes, bytes], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # every leaf is minted; one context stands for all
-    monkeypatch.setattr("ringfence.gateway.authority._server_context", lambda _pem: context)
+    monkeypatch.setattr(OpenSsl, "server_context", lambda *_: context)
     authority = Authority(*pair, now=clock, capacity=64)
     for n in range(10_000):
         authority.context(f"h{n}.test")

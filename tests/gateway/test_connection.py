@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from gateway_dialogue import Dialogue, hello, rule
+from gateway_dialogue import Dialogue, hello, policy, rule
 
 from ringfence.gateway.core.connection import ESTABLISHED
+from ringfence.gateway.core.refusal import UNTRUSTED
+from ringfence.policy.model import Kind
 
 ALLOW = rule("allow", "a.test", name="allow a")
 GET = b"GET /x?secret=1 HTTP/1.1\r\nHost: a.test\r\nUser-Agent: t\r\n\r\n"
@@ -303,6 +307,12 @@ def test_the_hosts_service_is_asked_for_as_localhost() -> None:
     assert talk.took().startswith(b"HTTP/1.1 403 ")
 
 
+def test_a_service_of_the_host_over_tls_has_the_name_that_the_client_used() -> None:
+    talk = Dialogue(rule("allow", "localhost:8443"), address="127.0.0.1").tunnel("host.docker.internal:8443")
+    talk.receive(hello("host.docker.internal"))
+    assert talk.said == [("terminate", "host.docker.internal")]
+
+
 # -- uninspected ------------------------------------------------------------------------------------------------------
 
 BYPASS = rule("allow", "pinned.test", inspect="never")
@@ -407,10 +417,57 @@ def test_tls_that_fails_is_on_record() -> None:
     talk.phase.insecure("the client does not trust this installation's certificate authority", talk.now)  # type: ignore[attr-defined]
     assert talk.audit("step", "verdict", "protocol", "ended") == [
         ("opened", "allowed", "tls", None),
-        ("closed", "allowed", "tls", "failed"),
+        ("closed", "allowed", "tls", "mistrusted"),
     ]
-    assert "does not trust" in talk.records[0]["text"]
+    assert talk.records[0]["text"] == (
+        "the client does not trust this installation's certificate authority; on the host, `sbx policy allow "
+        "network --inspect never a.test:443` passes it through unread"
+    )
     assert talk.commands[-1] == "reset"
+
+
+@pytest.mark.parametrize(
+    ("inspect", "more", "advice"),
+    [
+        (None, {}, "`sbx policy allow network --inspect never a.test:443`"),
+        ("auto", {}, "`sbx policy allow network --inspect never a.test:443`"),
+        ("always", {}, "a rule says that it is always inspected"),
+        ("auto", {"methods": ["GET"]}, "rules about its requests need it inspected"),
+    ],
+)
+def test_what_helps_a_client_that_refuses_the_authority_depends_on_the_rules(
+    inspect: str | None, more: dict[str, Any], advice: str
+) -> None:
+    """Nothing is bypassed by itself: the next connection is intercepted again."""
+    wish = {"inspect": inspect} if inspect else {}
+    talk = Dialogue(rule("allow", "a.test", **wish, **more))
+    for _ in range(2):
+        talk.tunnel("a.test:443").receive(hello("a.test"))
+        talk.phase.insecure(UNTRUSTED, talk.now)  # type: ignore[attr-defined]
+    assert talk.audit("ended", "protocol") == [(None, "tls"), ("mistrusted", "tls")] * 2
+    assert all(advice in record["text"] for record in talk.records)
+    assert talk.dialled == 0
+
+
+def test_the_advice_works_whatever_rule_allows_the_host() -> None:
+    bypass = rule("allow", "a.test:443", inspect="never")
+    for wish in ({}, {"inspect": "auto"}):
+        talk = Dialogue(rule("allow", "a.test", **wish), bypass).tunnel("a.test:443").receive(hello("a.test"))
+        assert talk.commands == ["open", "relay"]
+
+
+def test_under_an_organisation_the_advice_is_whom_to_ask() -> None:
+    talk = Dialogue(ALLOW)
+    talk.subject.bind(policy(ALLOW, organisation="acme", governs=frozenset({Kind.NETWORK})))
+    talk.tunnel("a.test:443").receive(hello("a.test"))
+    talk.phase.insecure(UNTRUSTED, talk.now)  # type: ignore[attr-defined]
+    assert talk.records[0]["text"].endswith("; ask an administrator of acme")
+
+
+def test_a_refused_host_whose_client_refuses_us_is_a_refusal_and_no_more() -> None:
+    talk = Dialogue(ALLOW).tunnel("b.test:443").receive(hello("b.test"))
+    talk.phase.insecure(UNTRUSTED, talk.now)  # type: ignore[attr-defined]
+    assert talk.audit("step", "verdict", "text", "ended") == [("opened", "blocked", UNTRUSTED, None)]
 
 
 def test_a_blocked_attempt_that_leaves_without_a_request_is_on_record() -> None:

@@ -3,100 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gateway_dialogue import policy, rule
-from gateway_stage import CLIENT4, PATIENCE, Client, installation, until
+from gateway_stage import CLIENT4, PATIENCE, installation, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worker_rig import Bench, run
 
 from ringfence.application.errors import Unavailable
-from ringfence.application.ports import Attachment
-from ringfence.gateway.control import Channel, GatewayLink, start_worker
+from ringfence.gateway.control import Channel, GatewayLink
+from ringfence.gateway.core.chain import Chain, parse_proxy
 from ringfence.gateway.core.limits import Limits
 from ringfence.gateway.worker import static_names
-from ringfence.sandbox.model import Owner, SandboxSpec
-
-GET = b"GET http://%b/x HTTP/1.1\r\nHost: %b\r\n\r\n"
-
-
-def spec(number: int = 1) -> SandboxSpec:
-    owner = Owner(uid=1000, gid=1000, name="ada")
-    return SandboxSpec(
-        id=f"sandbox-{number}", name=f"lab{number}", agent="shell", owner=owner, runtime="fake"
-    )
-
-
-class Bench:
-    """A worker process and its daemon."""
-
-    def __init__(self, path: Path, link: GatewayLink, process: asyncio.subprocess.Process) -> None:
-        self.path, self.link, self.process = path, link, process
-        self.records: list[Mapping[str, Any]] = []
-        self._reading = asyncio.create_task(self._read())
-
-    async def _read(self) -> None:
-        async for batch in self.link.batches():
-            self.records += batch
-
-    async def reconnect(self) -> None:
-        self.link.close()
-        await self._reading
-        self.link = await GatewayLink.connect(self.path)
-        self._reading = asyncio.create_task(self._read())
-
-    async def admit(self, number: int = 1, *hosts: str) -> int:
-        with socket.socket() as listening:
-            listening.bind((CLIENT4, 0))
-            attachment = Attachment(sandbox=f"sandbox-{number}", netns="", listeners={"proxy4": listening})
-            await self.link.admit(
-                spec(number), attachment, policy(rule("allow", *(hosts or ("a.test",)))).to_wire()
-            )
-            return int(listening.getsockname()[1])
-
-    async def ask(self, port: int, host: bytes) -> int:
-        client = Client(*await asyncio.open_connection(CLIENT4, port))
-        client.send(GET % (host, host))
-        status, _, _ = await client.response()
-        client.close()
-        return status
-
-    async def settle(self, count: int) -> list[Mapping[str, Any]]:
-        await until(lambda: len(self.records) >= count)
-        return self.records
-
-
-@contextlib.asynccontextmanager
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    path = tmp_path / "gateway.sock"
-    process = await start_worker(path, log=2)
-    link = await GatewayLink.connect(path)
-    found = Bench(path, link, process)
-    try:
-        async with asyncio.timeout(PATIENCE * 2):
-            yield found
-    finally:
-        found.link.close()
-        await found._reading
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
-
-
-def run(tmp_path: Path, scene: Callable[[Bench], Awaitable[None]]) -> None:
-    async def staged() -> None:
-        async with bench(tmp_path) as found:
-            await scene(found)
-
-    asyncio.run(staged())
 
 
 def test_a_worker_obeys_and_reports(tmp_path: Path) -> None:
@@ -182,13 +108,45 @@ def test_bad_orders_change_nothing(tmp_path: Path) -> None:
             bench.link.configure(limits={"nonsense": 1}),
             bench.link.configure(extra_ca="not a certificate"),
             bench.link.configure(resolve={"a.test": "nonsense"}),
-            bench.link.configure(upstream_proxy="http://proxy.test:3128"),
+            bench.link.configure(upstream_proxy={"tunnels": "http://proxy.test:3128"}),
             bench.link.authority(b"x", b"y"),
         ):
             with pytest.raises(Unavailable, match="refused"):
                 await order
         assert (await bench.link.hello())["sandboxes"] == {"sandbox-1": 1}
         assert await bench.ask(port, b"b.test") == 403
+
+    run(tmp_path, scene)
+
+
+def test_a_worker_goes_out_the_way_it_is_told_and_never_says_the_password(tmp_path: Path) -> None:
+    secret = "s3cret-canary"
+
+    async def scene(bench: Bench) -> None:
+        heard: list[str] = []
+
+        async def parent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heard.append((await reader.readuntil(b"\r\n\r\n")).decode())
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+        server = await asyncio.start_server(parent, CLIENT4, 0)
+        place = f"{CLIENT4}:{server.sockets[0].getsockname()[1]}"
+        chain = Chain(plain=parse_proxy(f"http://ada:{secret}@{place}"))
+        told = {"resolve": {"a.test": "203.0.113.1"}, "limits": {"dial_time": 0.2}}
+        await bench.link.configure(upstream_proxy=chain.to_wire(), **told)  # type: ignore[arg-type]
+        port = await bench.admit()
+        assert await bench.ask(port, b"a.test") == 200
+        assert heard[0].startswith("GET http://203.0.113.1/x HTTP/1.1\r\nProxy-Authorization: Basic ")
+        broken = {**chain.to_wire(), "plain": {"password": secret}}
+        with pytest.raises(Unavailable, match="the upstream proxy is not understood") as refused:
+            await bench.link.configure(upstream_proxy=broken, **told)  # type: ignore[arg-type]
+        assert secret not in str(refused.value)
+        await bench.link.configure(**told)  # type: ignore[arg-type]
+        assert await bench.ask(port, b"a.test") != 200
+        assert len(heard) == 1
+        assert secret not in repr(bench.records)
+        assert secret.encode() not in Path(f"/proc/{bench.process.pid}/cmdline").read_bytes()
+        server.close()
 
     run(tmp_path, scene)
 
@@ -221,6 +179,25 @@ def test_a_worker_has_no_privileges(tmp_path: Path) -> None:
         assert "0" not in status["Uid"].split()
         assert (status["NoNewPrivs"], int(status["CapEff"], 16), int(status["CapPrm"], 16)) == ("1", 0, 0)
         assert status["Groups"].split() == []
+
+    run(tmp_path, scene)
+
+
+@pytest.mark.parametrize("wish", ["ssl", "auto", "rtls"])
+def test_a_worker_without_privileges_has_the_tls_backend_that_it_is_told(tmp_path: Path, wish: str) -> None:
+    """It may not be able to read Python's files any more, so what a backend loads late it has loaded before."""
+    if wish != "ssl":
+        pytest.importorskip("rtls", reason="rtls is not installed (pip install 'ringfence[fast-tls]')")
+
+    async def scene(bench: Bench) -> None:
+        await bench.link.configure(tls=wish)
+        await bench.link.authority(*installation())
+        tls = (await bench.link.stats())["tls"]
+        server, client = {"ssl": ("ssl", "ssl"), "auto": ("rtls", "ssl"), "rtls": ("rtls", "rtls")}[wish]
+        assert (tls["server"], tls["client"]) == (server, client), tls
+        assert (await bench.link.hello())["tls"] == wish
+        with pytest.raises(Unavailable, match="no TLS backend"):
+            await bench.link.configure(tls="gnutls")
 
     run(tmp_path, scene)
 

@@ -11,7 +11,7 @@ import h2.settings
 import pytest
 from gateway_dialogue import Dialogue, rule
 
-from ringfence.gateway.core.heads2 import parse_head
+from ringfence.gateway.core.heads2 import parse_head, parse_response
 from ringfence.gateway.core.messages import Malformed
 
 ALLOW = rule("allow", "a.test")
@@ -176,22 +176,96 @@ def test_heads_refused_rather_than_repaired(fields: list[tuple[bytes, bytes]], s
     assert refused.value.status == status
 
 
-VIOLATIONS: list[tuple[str, list[tuple[str, str]]]] = [
+MALFORMED: list[tuple[str, list[tuple[str, str]]]] = [
     ("two paths", [(":path", "/evil")]),
+    ("a pseudo-field behind others", [("x", "y"), (":authority", "a.test")]),
     ("a field of a connection", [("connection", "close")]),
     ("a transfer coding", [("transfer-encoding", "chunked")]),
     ("an unknown pseudo-field", [(":evil", "x")]),
+    ("extended CONNECT (RFC 8441)", [(":protocol", "websocket")]),
+    ("a TE of transfer codings", [("te", "gzip")]),
 ]
 
 
-@pytest.mark.parametrize("more", [row[1] for row in VIOLATIONS], ids=[row[0] for row in VIOLATIONS])
-def test_a_violation_ends_the_connection_on_record(more: list[tuple[str, str]]) -> None:
+@pytest.mark.parametrize("more", [row[1] for row in MALFORMED], ids=[row[0] for row in MALFORMED])
+def test_a_malformed_head_ends_its_stream_alone_and_is_on_record(more: list[tuple[str, str]]) -> None:
     talk = H2Talk()
-    talk.ask(*more)
+    good = talk.ask()
+    bad = talk.ask(*more)
+    talk.answer(OK)
+    talk.flush()
+    assert (talk.status(good), talk.status(bad)) == ("200", "400")
+    assert talk.audit("step", "verdict", "reason", "status")[1] == ("opened", "blocked", "failure", 400)
+    assert talk.dialled == 1
+
+
+def test_what_is_plain_in_a_response_is_not_plain_in_a_request() -> None:
+    """Both remember what they have seen, and neither believes the other."""
+    said = [(b":status", b"200"), (b"host", b"evil.test"), (b"x-http-method-override", b"DELETE")]
+    for _ in range(2):
+        assert len(parse_response(said, b"GET", True, 200).lines) == 2
+    head = [(b":method", b"GET"), (b":authority", b"a.test"), (b":scheme", b"https"), (b":path", b"/")]
+    for _ in range(2):
+        assert parse_head([*head, (b"alt-svc", b"h3"), (b"x", b"y")], True, 200).lines == [
+            b"alt-svc: h3",
+            b"x: y",
+        ]
+        with pytest.raises(Malformed):
+            parse_head([*head, (b"host", b"evil.test")], True, 200)
+        assert parse_head([*head, said[2]], True, 200).overrides == [b"x-http-method-override: DELETE"]
+    said.append((b"alt-svc", b"h3"))
+    assert b"alt-svc: h3" not in parse_response(said, b"GET", True, 200).lines
+
+
+WRONG_LENGTHS: list[tuple[str, bytes, list[tuple[str, str]]]] = [
+    ("too short", b"ab", []),
+    ("too short, with trailers", b"ab", [("x-sum", "1")]),
+    ("too long", b"abcd", []),
+    ("too long, with trailers", b"abcd", [("x-sum", "1")]),
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "trailers"), [row[1:] for row in WRONG_LENGTHS], ids=[row[0] for row in WRONG_LENGTHS]
+)
+def test_an_upload_that_is_not_as_long_as_it_says_poisons_no_connection(
+    body: bytes, trailers: list[tuple[str, str]]
+) -> None:
+    """A pooled HTTP/1 connection that still waits for the rest would take the next request's head for it."""
+    talk = H2Talk()
+    stream = talk.client.get_next_available_stream_id()
+    head = [(":method", "POST"), (":authority", "a.test"), (":scheme", "https"), (":path", "/")]
+    talk.client.send_headers(stream, [*head, ("content-length", "3")])
+    talk.client.send_data(stream, body, end_stream=not trailers)
+    if trailers:
+        talk.client.send_headers(stream, trailers, end_stream=True)
+    talk.flush()
+    assert talk.upstreams[0].state == "closed"
+    assert not talk.upstreams[0].took().endswith(b"abcd")
+    assert talk.audit("step", "ended")[-1] == ("closed", "client")
+    assert talk.ask() == stream + 2
+    assert "finish" not in talk.commands
+
+
+def test_a_request_that_is_reset_in_the_same_breath() -> None:
+    """Its stream is gone when it is looked at: it is decided and recorded, and disturbs nobody."""
+    for host in ("a.test", "b.test"):
+        talk = H2Talk(ALLOW, host=host)
+        stream = talk.client.get_next_available_stream_id()
+        head = [(":method", "GET"), (":authority", host), (":scheme", "https"), (":path", "/")]
+        talk.client.send_headers(stream, head, end_stream=True)
+        talk.client.reset_stream(stream)
+        talk.flush()
+        assert len([record for record in talk.records if record["step"] == "opened"]) == 1
+        assert talk.ask(authority=host) == stream + 2
+        assert "finish" not in talk.commands
+
+
+def test_a_frame_that_would_be_too_large_is_not_waited_for() -> None:
+    talk = H2Talk()
+    talk.receive(b"\xff\xff\xff\x00\x00\x00\x00\x00\x01")
     assert talk.commands[-1] == "finish"
-    assert talk.heard(h2.events.ConnectionTerminated)
-    assert talk.audit("verdict", "reason") == [("blocked", "failure")]
-    assert talk.dialled == 0
+    assert "FrameTooLargeError" in talk.records[-1]["text"]
 
 
 def test_an_upload_with_and_without_a_length() -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ringfence.audit.events import TEXT_LIMIT, NetworkEvent
 from ringfence.gateway.core import journal, refusal
+from ringfence.gateway.core.flow import Flow
 from ringfence.gateway.core.refusal import Contact, Place, Template
-from ringfence.gateway.core.subject import Flow
 from ringfence.policy.model import Decision, Effect, Kind, Reason, RuleRef, Verdict
 
 NUMBER = b"00000000-00000001"

@@ -337,6 +337,38 @@ def test_a_bypassed_host_shows_its_own_certificate_and_moves_into_the_kernel(
     assert spliced > 10
 
 
+@pytest.mark.parametrize("way", ["connect", "redirected"])
+def test_a_client_that_asks_and_says_that_this_was_all_is_answered(way: str) -> None:
+    """``echo question | nc -N``: its end comes before anybody has dialled."""
+
+    async def scene(stage: Stage) -> None:
+        async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"<" + await reader.read() + b">")
+
+        await stage.origin("a.test", behave, port=43, tls=False)
+        stage.bind(ALLOW)
+        client = await (stage.connect("a.test", 43) if way == "connect" else stage.reach("a.test", 43))
+        client.send(b"question\n")
+        client.writer.write_eof()
+        assert await client.end() == b"<question\n>"
+        closed = (await stage.settle(1, step="closed"))[0]
+        assert (closed["bytes_out"], closed["bytes_in"], closed["ended"]) == (9, 11, "done")
+
+    play(scene)
+
+
+def test_a_client_that_leaves_without_a_word_is_gone() -> None:
+    async def scene(stage: Stage) -> None:
+        origin = await stage.origin("a.test", echo(), port=43, tls=False)
+        stage.bind(ALLOW)
+        client = await stage.reach("a.test", 43)
+        client.writer.write_eof()
+        assert await client.end() == b""
+        assert (origin.connections, stage.records) == (0, [])
+
+    play(scene)
+
+
 def test_bulk_through_a_spliced_tunnel_waits_for_slow_readers_both_ways() -> None:
     async def scene(stage: Stage) -> None:
         size = 4_000_000
@@ -427,8 +459,9 @@ def test_a_client_that_refuses_our_certificate_is_on_record() -> None:
         with pytest.raises(ssl.SSLCertVerificationError):
             await client.start_tls("a.test", origin_roots())
         opened, closed = await stage.settle(2)
-        assert (opened["verdict"], opened["protocol"], closed["ended"]) == ("allowed", "tls", "failed")
+        assert (opened["verdict"], opened["protocol"], closed["ended"]) == ("allowed", "tls", "mistrusted")
         assert "does not trust" in opened["text"] or "left during" in opened["text"]
+        assert "`sbx policy allow network --inspect never a.test:443`" in opened["text"]
 
     play(scene)
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from tests.live.clients import Clients, laboratory, origins
+from tests.live.pythonclients import NotThere, python_clients
 from tests.world import installed, why_no_sandbox, why_no_world
 
 from ringfence.demo.installation import Installation
@@ -30,7 +33,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Put the end of the daemon's log beside a failure."""
     report = yield
-    lab = getattr(item, "funcargs", {}).get("lab")
+    arguments = getattr(item, "funcargs", {})
+    lab = arguments.get("lab")
+    if report.failed and isinstance(clients := arguments.get("clients"), Clients):
+        clients.log.forget()  # what a failed test left unread is not the next one's
+        lab = clients.lab
     if report.failed and isinstance(lab, Installation):
         report.sections.append(("daemon's log", lab.daemon_log(60)))
     return report
@@ -72,3 +79,29 @@ def denied(lab: Installation) -> Callable[..., object]:
             lab.sbx("policy", "rm", "network", "--id", made, must=False)
 
     return deny
+
+
+@pytest.fixture(scope="session")
+def _origins(world: World) -> Iterator[None]:
+    with origins(world):
+        yield
+
+
+@pytest.fixture(scope="module")
+def clients(
+    world: World, _origins: None, _sandboxes_work: None, request: pytest.FixtureRequest
+) -> Iterator[Clients]:
+    """One sandbox for a module of real clients, its origins, its log: what nobody took from it is too much."""
+    extra = getattr(request.module, "WORKSPACES", ())
+    with laboratory(world, request.path.stem.removeprefix("test_clients_")[:12], extra) as clients:
+        yield clients
+        assert clients.log.take(0) == []
+
+
+@pytest.fixture(scope="session")
+def python_libraries() -> Path:
+    """A directory with Python's HTTP libraries for a sandbox's own python3."""
+    try:
+        return python_clients()
+    except NotThere as reason:
+        pytest.skip(str(reason))

@@ -47,7 +47,7 @@ class Outlet:
                 serve = self._accept(role, sock)
             elif role.startswith("dns-udp"):
                 serve = self._answer(sock)
-            elif role == "packets":
+            elif role in ("packets", "packets-udp"):
                 serve = self._watch(sock)
             else:
                 continue

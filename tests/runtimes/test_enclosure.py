@@ -26,7 +26,9 @@ pytestmark = [pytest.mark.live, needs_namespaces]
 A = Addresses()
 ROLES = {
     *(f"{role}{family}" for role in ("proxy", "transparent", "dns-udp", "dns-tcp") for family in "46"),
+    *(f"{role}{family}" for role in ("udp", "reply", "icmp") for family in "46"),
     "packets",
+    "packets-udp",
 }
 
 
@@ -439,8 +441,9 @@ def test_ids_that_are_no_file_names_are_refused(tmp_path: Path, sandbox: str) ->
         asyncio.run(Enclosures(tmp_path).open(sandbox))
 
 
-def test_packets_of_the_program_are_whole() -> None:
-    program = firewall.witness_program()
+@pytest.mark.parametrize("relayable", [False, True])
+def test_packets_of_the_program_are_whole(relayable: bool) -> None:
+    program = firewall.witness_program(A, relayable=relayable)
     instructions = [struct.unpack_from("=HBBI", program, at) for at in range(0, len(program), 8)]
     for index, (code, true, false, _) in enumerate(instructions):
         assert code == 0x06 or index + 1 + max(true, false) < len(instructions)

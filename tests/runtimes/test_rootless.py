@@ -112,6 +112,7 @@ def test_a_sandbox_of_an_ordinary_user(platform: str, person: Path) -> None:
     assert seen["root"] == "root\ndone"
     assert seen["curl"] == "403"
     assert seen["secret"] == "0"
+    assert seen["relayed"] == "b'time'"
     assert seen["connections"] == 5
     assert (person / "work/made").stat().st_uid == UID
     assert (person / "work/byroot").stat().st_uid == 700_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from ringfence.api import peer, policy_routes, problems, sandbox_routes, views
+from ringfence.api import peer, policy_routes, problems, sandbox_routes, secret_routes, views
 from ringfence.api.bodies import StopDaemon
 from ringfence.api.services import Services
 
@@ -40,4 +40,5 @@ def _build(services: Services) -> FastAPI:
 
     app.include_router(sandbox_routes.router(services))
     app.include_router(policy_routes.router(services))
+    app.include_router(secret_routes.router(services))
     return app

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from ringfence.api import views
+from ringfence.api import secret_routes, views
 from ringfence.api.bodies import CreateSandbox
 from ringfence.api.services import Services
 from ringfence.application.lives import Life
@@ -33,7 +33,11 @@ def router(services: Services) -> APIRouter:
         life = sandboxes.find(name)
         listed = services.rules.listing(life.name)
         own = sum(1 for rule in listed.rules if rule["origin"].startswith(SANDBOX))
-        return views.sandbox_detail(life, summary(life), own, listed.revision)
+        return {
+            **views.sandbox_detail(life, summary(life), own, listed.revision),
+            "environment": sandboxes.entrance(life).environment,
+            "secrets": [secret_routes.secret_view(shown) for shown in services.secrets.of(life)],
+        }
 
     @routes.post("/{name}/start")
     async def start(name: str) -> views.Json:

@@ -13,6 +13,7 @@ from ringfence.application.platforms import Platforms
 from ringfence.application.presets import Presets
 from ringfence.application.rules import Rules
 from ringfence.application.sandboxes import Sandboxes
+from ringfence.application.secrets import Secrets
 
 
 class Residence(Protocol):
@@ -32,5 +33,6 @@ class Services:
     presets: Presets
     decisions: Decisions
     exchange: Exchange
+    secrets: Secrets
     doctor: Doctor
     residence: Residence

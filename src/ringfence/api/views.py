@@ -16,7 +16,6 @@ from ringfence.policy.governance import SANDBOX
 from ringfence.policy.model import RuleRef
 from ringfence.policy.report.checks import Failure
 from ringfence.policy.report.presets import PRESETS, Group
-from ringfence.sandbox.environment import environment
 from ringfence.sandbox.model import Isolation
 
 Json = dict[str, Any]
@@ -45,7 +44,6 @@ def sandbox_detail(life: Life, summary: Json, own_rules: int, revision: int) -> 
     return {
         **summary,
         "template": spec.template,
-        "environment": environment(spec),
         "limits": {
             "cpus": spec.limits.cpus,
             "memory": spec.limits.memory,

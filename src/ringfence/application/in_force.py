@@ -3,11 +3,14 @@
 One lock orders everything: a change is stored, composed and bound to every admitted sandbox before the next begins, and
 a sandbox is admitted under it too, so none ever starts under yesterday's snapshot. A sandbox whose new snapshot cannot
 be bound is cut: no egress is better than an old policy. Expiry is a change like others, made by a timer.
+
+Credentials go the same way under the same lock: a sandbox is admitted with them, never before them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
@@ -28,6 +31,7 @@ from ringfence.policy.document import parse_rule
 from ringfence.policy.effective import EffectivePolicy, Sources, compose
 from ringfence.policy.patterns import PublicSuffix
 from ringfence.policy.rule import Rule
+from ringfence.sandbox.credentials import Binding
 
 LONGEST_TIMER = 86_400.0
 """Seconds; a clock that is set meanwhile is noticed within a day. What has expired is refused in any case: the engine
@@ -69,6 +73,9 @@ class PolicyInForce:
         self._records: dict[str, RuleRecord] = {}
         self._parsed: dict[str, Rule] = {}
         self._bound: dict[str, tuple[SandboxRecord, Turnstile]] = {}
+        self._armed: dict[str, Sequence[Binding]] = {}
+        self.credentials: Callable[[SandboxRecord], Sequence[Binding]] = lambda _sandbox: ()
+        """What the gateway is to know for a sandbox at this moment. What it raises keeps the sandbox out."""
         self._timer: asyncio.TimerHandle | None = None
         self._expiring: asyncio.Future[None] | None = None
         self.record = PolicyRecord()
@@ -172,26 +179,53 @@ class PolicyInForce:
     async def admit(self, sandbox: SandboxRecord, gateway: Turnstile, attachment: Attachment) -> None:
         """Hand a sandbox's sockets to the gateway, under the policy of this moment."""
         async with self._lock:
-            await gateway.admit(sandbox.spec, attachment, self.effective(sandbox).to_wire())
+            try:
+                credentials = self.credentials(sandbox)
+            except RingfenceError:
+                with contextlib.suppress(Exception):  # it may not know the sandbox, and then lets nothing out
+                    await gateway.cut(sandbox.spec.id, closed=True)
+                raise
+            await gateway.admit(sandbox.spec, attachment, self.effective(sandbox).to_wire(), credentials)
             self._bound[sandbox.spec.id] = (sandbox, gateway)
+            self._armed[sandbox.spec.id] = credentials
 
     async def release(self, sandbox: str, gateway: Turnstile) -> None:
         async with self._lock:
             self._bound.pop(sandbox, None)
+            self._armed.pop(sandbox, None)
             await gateway.release(sandbox)
 
+    async def arm(self) -> None:
+        """Bring every sandbox whose credentials have changed up to date; return when all are."""
+        async with self._lock:
+            await _all(self._arm(sandbox, gateway) for sandbox, gateway in self._bound.values())
+
+    async def _arm(self, sandbox: SandboxRecord, gateway: Turnstile) -> None:
+        identifier = sandbox.spec.id
+        credentials = self.credentials(sandbox)
+        if credentials != self._armed.get(identifier):
+            self._armed.pop(identifier, None)
+            await self._put(sandbox, gateway, "credentials", lambda: gateway.arm(identifier, credentials))
+            self._armed[identifier] = credentials
+
     async def _bind_all(self) -> None:
-        bound = self._bound.values()
-        answers = await asyncio.gather(
-            *(self._bind(sandbox, gateway) for sandbox, gateway in bound), return_exceptions=True
-        )
-        for failure in filter(None, answers):
-            raise failure
+        await _all(self._bind(sandbox, gateway) for sandbox, gateway in self._bound.values())
 
     async def _bind(self, sandbox: SandboxRecord, gateway: Turnstile) -> None:
+        await self._put(
+            sandbox,
+            gateway,
+            "policy",
+            lambda: gateway.bind(sandbox.spec.id, self.effective(sandbox).to_wire()),
+        )
+
+    async def _put(
+        self, sandbox: SandboxRecord, gateway: Turnstile, what: str, change: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Put something new in force, or cut the sandbox."""
         try:
-            await gateway.bind(sandbox.spec.id, self.effective(sandbox).to_wire())
-        except Exception as error:  # whatever it was, the old policy must not stay
+            await change()
+        except Exception as error:  # whatever it was, what is old must not stay
             try:
                 await gateway.cut(sandbox.spec.id, closed=True)
             except Exception:  # noqa: BLE001  # nobody is there to let anything out; it comes back with the newest policy
@@ -200,7 +234,7 @@ class PolicyInForce:
                 )
                 return
             raise Unavailable(
-                f"the new policy could not be put in force for sandbox `{sandbox.spec.name}`, whose egress is cut: "
+                f"the new {what} could not be put in force for sandbox `{sandbox.spec.name}`, whose egress is cut: "
                 f"{error}",
                 hint=f"`sbx stop {sandbox.spec.name}`, then start it again",
                 code="not-enforcing",
@@ -231,3 +265,10 @@ class PolicyInForce:
             await self.refresh()
         except Exception:  # noqa: BLE001  # the engine refuses what has expired by itself
             _log.exception("an expiry could not be put in force")
+
+
+async def _all(work: Iterable[Awaitable[None]]) -> None:
+    """Do everything at once, and raise the first failure when all is done."""
+    answers = await asyncio.gather(*work, return_exceptions=True)
+    for failure in filter(None, answers):
+        raise failure

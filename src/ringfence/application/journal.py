@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,13 +93,19 @@ class Journal:
         async for record in self._ledger.read(newest=REMEMBERED, matching=(needle,)):
             self._remember(record)
 
-    async def decided(self, records: Sequence[Record]) -> None:
-        """Record decisions about network access, in order. Raises if the ledger cannot be written.
+    def recent(self) -> Iterator[Record]:
+        """The records of the decisions that are remembered."""
+        return (record for steps in self._recent.values() for record in steps)
+
+    async def decided(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Record decisions about network access, in order; return those that are new. Raises if the ledger cannot be
+        written.
 
         A gateway that was not heard repeats itself; what is known already is not recorded twice.
         """
         new = [record for record in records if not record.get("canary") and not self._known(record)]
         await self._append([{"kind": NETWORK, **record} for record in new])
+        return new
 
     def _known(self, record: Record) -> bool:
         steps = self._recent.get(record.get("id", ""), ())

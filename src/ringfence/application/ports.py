@@ -9,11 +9,12 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from ringfence.policy.governance import Base
 from ringfence.sandbox.credentials import Binding
 from ringfence.sandbox.model import Desired, Isolation, Observation, Owner, SandboxSpec, Workspace
+from ringfence.sandbox.secrets import Secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +52,24 @@ class Addresses:
     synthetic6: str = "fd72:696e:6766:5359::/64"
 
 
+RELAY_PORT: Final = 3130
+"""Where an enclosure looks for whoever relays datagrams."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Attachment:
     """One sandbox's network: where the runtime joins it, and the sockets that the gateway answers on.
 
-    ``listeners`` maps a role to a listening or bound socket inside the enclosure: ``proxy4 proxy6`` (port 3128),
-    ``transparent4 transparent6`` (redirected TCP), ``dns-udp4 dns-udp6 dns-tcp4 dns-tcp6``, ``packets``
-    (``AF_PACKET``: copies of UDP, ICMP and other packets that the enclosure rejects, for the audit).
+    ``listeners`` maps a role to a socket inside the enclosure:
+
+    * ``proxy4 proxy6`` (port 3128), ``transparent4 transparent6`` (redirected TCP), ``dns-udp4 dns-udp6 dns-tcp4
+      dns-tcp6``: listening or bound.
+    * ``packets``, ``packets-udp`` (``AF_PACKET``): copies of what the enclosure rejects, for the audit. ``packets-udp``
+      has the datagrams that could be relayed, ``packets`` all the rest.
+    * ``udp4 udp6``: unbound. As soon as somebody binds them to ``RELAY_PORT`` of every address, the enclosure hands
+      them the datagrams that could be relayed, each with its destination (``IP_ORIGDSTADDR``), and rejects them no
+      longer. Then ``packets-udp`` is to be bound to ``lo``, where it hears nothing.
+    * ``reply4 reply6`` (raw, UDP), ``icmp4 icmp6`` (raw, ICMP): for answers in the name of any address, and for errors.
     """
 
     sandbox: str
@@ -258,6 +270,45 @@ class Turnstile(Protocol):
         """Refuse everything (``closed``), or stop refusing everything."""
 
     async def release(self, sandbox: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Custody:
+    """Where secrets are kept, as ``sbx doctor`` says it."""
+
+    backend: str
+    """As configured: ``auto``, ``keyring``, ``file`` or ``none``."""
+    holder: str
+    """What holds the key that they are sealed with: ``keyring``, ``systemd-creds``, ``key-file``; empty for none."""
+    reason: str
+    """Why this one."""
+    protects: str = ""
+    """What it protects against, and against what not."""
+
+
+class Vault(Protocol):
+    """Where secrets are kept. Written and read whole, so that nothing of it can be exchanged, changed or taken away."""
+
+    async def custody(self) -> Custody:
+        """Say where. Raises ``Unavailable`` if what was chosen does not work here."""
+
+    async def read(self) -> Sequence[Secret]:
+        """Return what is kept. Raises ``Unavailable`` for what was changed, or cannot be opened."""
+
+    async def write(self, secrets: Sequence[Secret]) -> None:
+        """Keep these and nothing else; what was kept before survives a failure."""
+
+
+class MintFailed(Exception):
+    """A command made no value. The text says why, and nothing of what it printed."""
+
+
+class Mint(Protocol):
+    """Runs the commands that make values, as the person whose installation it is."""
+
+    def finds(self, program: str) -> bool: ...
+    async def run(self, command: Sequence[str]) -> str:
+        """Return what a command prints. Bounded in time and length; raises ``MintFailed``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

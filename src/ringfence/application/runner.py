@@ -18,6 +18,7 @@ from ringfence.application.in_force import PolicyInForce
 from ringfence.application.journal import Journal
 from ringfence.application.lives import Life, Lives
 from ringfence.application.ports import Platform, Store, Supervisors, Trust
+from ringfence.application.secrets import Secrets
 from ringfence.sandbox.environment import network_files
 from ringfence.sandbox.lifecycle import FINAL, LONGEST, Command, conclude, resumed
 from ringfence.sandbox.model import Condition, Desired, Enforcement, Observation
@@ -48,6 +49,7 @@ class Runner:
         heartbeat: Heartbeat,
         supervisors: Supervisors,
         trust: Trust,
+        secrets: Secrets,
         journal: Journal,
         lives: Lives,
     ) -> None:
@@ -57,6 +59,7 @@ class Runner:
         self._heartbeat = heartbeat
         self._supervisors = supervisors
         self._trust = trust
+        self._secrets = secrets
         self._journal = journal
         self._lives = lives
         self.attended: Callable[[Life], None] = lambda _life: None
@@ -150,7 +153,7 @@ class Runner:
         await self._policy.admit(life.record, platform.gateway, life.attachment)
         await self._heartbeat.prove(life, platform)
         addresses = life.attachment.addresses
-        files = dict(await self._trust.files())
+        files = {**await self._trust.files(), **self._secrets.files(life.record)}
         files |= network_files(
             spec, gateway=addresses.gateway4, host=addresses.host4, gateway6=addresses.gateway6
         )
@@ -222,6 +225,10 @@ class Runner:
     async def _forget(self, life: Life) -> None:
         await self._rest(life)
         await self._policy.stored(lambda: self._store.forget(life.id))
+        try:
+            await self._secrets.forget(life.id)
+        except RingfenceError:
+            _log.exception("the secrets of sandbox `%s` are kept until the next start", life.name)
         self._lives.drop(life)
         await self._say("sandbox removed", life)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from ringfence.application.creation import Creation, specify
@@ -20,6 +20,7 @@ from ringfence.application.platforms import Platforms
 from ringfence.application.ports import RuleRecord, SandboxRecord, Store, Supervisors, Workspaces
 from ringfence.application.rules import RuleRequest, new_rule
 from ringfence.application.runner import LostSession, Runner
+from ringfence.application.secrets import Secrets
 from ringfence.policy.model import Effect
 from ringfence.sandbox.agents import AGENTS
 from ringfence.sandbox.environment import USER, environment, working_directory
@@ -57,6 +58,7 @@ class Sandboxes:
         policy: PolicyInForce,
         supervisors: Supervisors,
         workspaces: Workspaces,
+        secrets: Secrets,
         journal: Journal,
         clock: Callable[[], float],
         identifier: Callable[[], str],
@@ -69,6 +71,7 @@ class Sandboxes:
         self._policy = policy
         self._supervisors = supervisors
         self._workspaces = workspaces
+        self._secrets = secrets
         self._journal = journal
         self._clock = clock
         self._identifier = identifier
@@ -129,6 +132,7 @@ class Sandboxes:
             spec = life.record.spec
             if not life.running:
                 await self._workspaces.admit(spec.workspaces, spec.owner)
+            await self._secrets.ready(life)
             try:
                 await self._runner.desire(life, Desired.RUNNING)
             except LostSession:
@@ -142,7 +146,7 @@ class Sandboxes:
         return Entrance(
             socket=self._supervisors.socket_path(spec.id),
             command=AGENTS[spec.agent].entry,
-            environment=environment(spec),
+            environment=environment(spec, self._secrets.variables(life.record)),
             cwd=working_directory(spec),
         )
 
@@ -242,15 +246,19 @@ class Sandboxes:
                     "sandbox `%s` could not be taken up; `sbx start` or `sbx rm` tries again", life.name
                 )
 
-    async def lose_gateway(self, reason: str) -> None:
-        """Say of every running sandbox that nobody decides for it at the moment, and so nothing leaves it."""
+    async def lose_gateway(self, reason: str, served: Collection[str]) -> None:
+        """Say of a worker's sandboxes that nobody decides for them at the moment, and so nothing leaves them."""
         await asyncio.gather(
-            *(self._runner.lose_gateway(life, reason) for life in self._lives if life.running)
+            *(
+                self._runner.lose_gateway(life, reason)
+                for life in self._lives
+                if life.running and life.id in served
+            )
         )
 
-    async def readmit(self) -> None:
-        """Bring every running sandbox to a gateway that is new: it knows none of them."""
-        await asyncio.gather(*(self._readmit(life) for life in self._lives))
+    async def readmit(self, served: Collection[str]) -> None:
+        """Bring sandboxes to a worker that is new: it knows none of them."""
+        await asyncio.gather(*(self._readmit(life) for life in self._lives if life.id in served))
 
     async def _readmit(self, life: Life) -> None:
         async with life.lock:

@@ -29,7 +29,7 @@ class NetworkEvent:
     user: str = ""
     organisation: str = ""
     via: str = ""
-    """How it arrived: ``connect``, ``forward``, ``transparent``, ``dns``, ``udp``, ``icmp``."""
+    """How it arrived: ``connect``, ``forward``, ``socks5``, ``transparent``, ``dns``, ``udp``, ``icmp``."""
     transport: str = "tcp"
     host: str = ""
     port: int = 0
@@ -54,7 +54,18 @@ class NetworkEvent:
     ttfb: float = 0.0
     inspected: bool = False
     ended: str = ""
-    """Why it closed: ``done``, ``revoked``, ``client``, ``upstream``, ``limit``, ``failed``."""
+    """Why it closed: ``done``, ``revoked``, ``client``, ``upstream``, ``limit``, ``failed``, ``mistrusted`` (the client
+    refused the certificate that it was shown)."""
+    credential: str = ""
+    """The secrets that were put into the request, by name. Never a value."""
+    model: str = ""
+    """The language model that answered, as the answer or the request's path names it."""
+    tokens_in: int = 0
+    """Tokens of the prompt, cached ones among them."""
+    tokens_out: int = 0
+    tokens_cached: int = 0
+    charged: str = ""
+    """Ids of the rules whose budgets pay, separated by commas."""
     canary: bool = False
     count: int = 1
     """How many packets a coalesced UDP or ICMP refusal stands for."""

@@ -85,7 +85,7 @@ class Group(click.Group):
         if SYNONYMS.get(name) in self.entries:
             return [SYNONYMS[name]]
         known = [known for known, entry in self.entries.items() if not entry.hidden]
-        return difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+        return difflib.get_close_matches(name, known, n=3, cutoff=0.7)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         span = max(map(len, self.list_commands(ctx)))

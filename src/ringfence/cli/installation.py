@@ -93,7 +93,9 @@ def status(as_json: bool) -> int:
             "Started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state["started"])),
             "Socket": state["socket"],
             "State": state["state_dir"],
-            "Gateway": f"pid {gateway.get('pid')}" if gateway.get("alive") else "not running: no egress",
+            "Gateway": ", ".join(f"pid {worker['pid']}" for worker in gateway.get("workers") or [gateway])
+            if gateway.get("alive")
+            else "not running: no egress",
             "Enforcement": state["enforcement"],
         }
         out(f"Status: running\n{fields(pairs, indent='  ')}")

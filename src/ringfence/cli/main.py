@@ -55,6 +55,13 @@ SECTIONS = {
             line="Say what sandboxes may reach; see what they did.",
         ),
     },
+    "Secrets": {
+        "secret": Entry(
+            module="ringfence.cli.secret",
+            attribute="secret",
+            line="Keep credentials on this machine; sandboxes use them unseen.",
+        ),
+    },
     "Installation": {
         "daemon": Entry(module=_INSTALLATION, attribute="daemon", line="Start, stop or look at the daemon."),
         "doctor": Entry(module=_INSTALLATION, attribute="doctor", line="Check what works here, and why not."),

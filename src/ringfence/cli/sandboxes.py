@@ -184,6 +184,7 @@ def described(found: SandboxDetail) -> str:
             "Anonymous": "yes, removed when its last session ends cleanly" if found["anonymous"] else "",
             "Limits": _pairs(found.get("limits")),
             "Environment": " ".join(sorted(found.get("environment") or ())),
+            "Secrets": ", ".join(f"{each['name']} ({each['scope']})" for each in found.get("secrets") or ()),
             "Ports": ", ".join(_port(port) for port in found.get("ports") or ()),
             "Sessions": str(found.get("sessions", 0)),
             "Policy": _pairs(found.get("policy")),

@@ -72,6 +72,30 @@ class Daemon:
         route = f"/v1/sandboxes/{_segment(name)}{verb}"
         return self._wire.ask_json(method, route, patience=patience, sandbox=name)
 
+    # Secrets: values go to the daemon in a request's body, and nowhere else
+
+    def secrets(self, *, sandbox: str = "", only_global: bool = False, service: str = "") -> shapes.Secrets:
+        chosen = {"sandbox": sandbox, "only_global": "1" if only_global else "", "service": service}
+        answer = self._wire.ask_json("GET", "/v1/secrets" + _query(**chosen), sandbox=sandbox)
+        return cast(shapes.Secrets, answer)
+
+    def set_secret(self, kind: str, **fields: object) -> shapes.SecretSet:
+        """Store a secret. ``kind`` is ``service``, ``custom`` or ``registry``; making a value may take a while."""
+        answer = self._wire.ask_json(
+            "PUT",
+            f"/v1/secrets/{_segment(kind)}",
+            body={key: value for key, value in fields.items() if value not in ("", None, False, [], {})},
+            patience=2 * PATIENCE,
+            sandbox=str(fields.get("sandbox") or ""),
+        )
+        return cast(shapes.SecretSet, answer)
+
+    def remove_secrets(self, *, sandbox: str = "", **selection: object) -> list[shapes.Secret]:
+        """Remove secrets by ``name``, ``registry`` or ``placeholder``, or ``everything`` of a scope."""
+        body = {key: value for key, value in selection.items() if value} | {"sandbox": sandbox}
+        answer = self._wire.ask_json("DELETE", "/v1/secrets", body=body, sandbox=sandbox)
+        return cast(list[shapes.Secret], answer["removed"])
+
     # Policy: rules
 
     def policy(self, *, sandbox: str = "") -> shapes.Policy:

@@ -57,6 +57,7 @@ class SandboxDetail(Sandbox):
     observed: NotRequired[JsonObject]
     policy: NotRequired[JsonObject]
     addresses: NotRequired[JsonObject]
+    secrets: NotRequired[list[JsonObject]]
 
 
 class Session(TypedDict):
@@ -70,6 +71,37 @@ class Session(TypedDict):
 class Started(TypedDict):
     sandbox: Sandbox
     session: Session
+
+
+class Secret(TypedDict):
+    scope: str
+    type: Literal["service", "custom", "registry"]
+    name: str
+    secret: str
+    created: float
+    source: NotRequired[str | list[str]]
+    refresh: NotRequired[float]
+    unavailable: NotRequired[str]
+    exclusive: NotRequired[bool]
+    env: NotRequired[str]
+    targets: NotRequired[list[str]]
+    headers: NotRequired[list[str]]
+    placeholder: NotRequired[str]
+    in_query: NotRequired[bool]
+    in_body: NotRequired[bool]
+    username: NotRequired[str]
+
+
+class Secrets(TypedDict):
+    secrets: list[Secret]
+    custom_secrets: list[Secret]
+    shadowed_services: list[str]
+    env_only_count: int
+
+
+class SecretSet(TypedDict):
+    secret: Secret
+    warnings: list[str]
 
 
 class Rule(TypedDict):

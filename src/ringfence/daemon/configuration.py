@@ -24,7 +24,7 @@ SIZE = 1024 * 1024
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class PolicySettings(_Section):
@@ -35,6 +35,50 @@ class PolicySettings(_Section):
 class TlsSettings(_Section):
     extra_ca: tuple[str, ...] = ()
     """Files with further trust roots for the upstream side."""
+    backend: Literal["auto", "ssl", "rtls"] = "auto"
+    """Who makes the gateway's TLS; ``auto``: rtls towards sandboxes where it is installed and passes its checks."""
+
+
+class SecretsSettings(_Section):
+    backend: Literal["auto", "keyring", "file", "none"] = "auto"
+    """Who keeps secrets; ``auto``: the desktop's keyring if one answers, a sealed file otherwise."""
+
+
+class WorkerSettings(_Section):
+    count: Annotated[int, Field(ge=0, le=64)] = 0
+    """Gateway workers that may run; 0 is one per core, and no more than four."""
+
+
+class ProxySettings(_Section):
+    upstream: str = Field(default="", repr=False)
+    """The upstream proxy's URL, or ``direct``; empty: what the daemon's environment says."""
+    no_proxy: tuple[str, ...] | None = None
+    """Who goes past it: names, ``.suffix``, addresses, ranges, ``*``. In place of the environment's ``NO_PROXY``."""
+    resolve: Literal["local", "remote"] | None = None
+    """Whether it is asked for the address that was judged, or (``remote``, and always ``socks5h``) for the name."""
+
+    @field_validator("upstream")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        from ringfence.gateway.core.chain import parse_proxy
+
+        if value not in ("", "direct"):
+            parse_proxy(value)
+        return value
+
+    @field_validator("no_proxy")
+    @classmethod
+    def _exemptions(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        from ringfence.gateway.core.chain import parse_exemption
+
+        for entry in value or ():
+            try:
+                parse_exemption(entry)
+            except ValueError as error:
+                raise ValueError(
+                    f"`{entry}` is neither a name, a `.suffix`, an address, a range nor `*`"
+                ) from error
+        return value
 
 
 class LifecycleSettings(_Section):
@@ -48,7 +92,10 @@ class Configuration(_Section):
     runtime: Literal["auto", "gvisor", "namespaces", "fake"] = "auto"
     policy: PolicySettings = PolicySettings()
     tls: TlsSettings = TlsSettings()
+    proxy: ProxySettings = ProxySettings()
+    workers: WorkerSettings = WorkerSettings()
     lifecycle: LifecycleSettings = LifecycleSettings()
+    secrets: SecretsSettings = SecretsSettings()
     resolve: dict[str, str] = {}
     """Static names: ``name = "address"`` or ``"address:port"``. They pass every guard like any other answer."""
     gateway: dict[str, float] = {}

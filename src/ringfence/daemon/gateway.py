@@ -1,7 +1,8 @@
-"""The gateway worker, kept standing: found again after a restart of the daemon, started again after its own death.
+"""A gateway worker, kept standing: found again after a restart of the daemon, started again after its own death.
 
-While there is no worker nothing leaves any sandbox: listeners are held, nobody answers on them. A worker that is new
-knows nobody; it is given the authority and the settings, and whoever owns the sandboxes is told to introduce them.
+While a worker is away nothing leaves any of its sandboxes: listeners are held, nobody answers on them. A worker that is
+new knows nobody; it is given the authority and the settings, and whoever owns its sandboxes is told to introduce them.
+Which sandbox is whose is decided one floor up (:mod:`ringfence.daemon.workers`).
 
 A worker's records are acknowledged when the ledger has them. While the ledger cannot be written none are, canaries
 among them are not seen either, and so egress ends with the record of it.
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 
 from ringfence.application.errors import RingfenceError, Unavailable
 from ringfence.application.ports import Attachment
+from ringfence.daemon.egress import Egress
 from ringfence.daemon.records import read_record
 from ringfence.gateway.control import GatewayLink, start_worker
 from ringfence.sandbox.credentials import Binding
@@ -30,6 +32,8 @@ GREETING = 10.0
 """Seconds that a worker has to answer."""
 PATIENCE = 20.0
 """Seconds for one request; a policy of 100,000 rules takes the worker a second or two."""
+DRAIN = 5.0
+"""Seconds that a worker which is to end has to hand over its last records."""
 RETRY = 0.2
 LONGEST_RETRY = 10.0
 
@@ -45,13 +49,17 @@ class GatewaySettings:
 
     key: bytes = field(repr=False)
     certificate: bytes
-    resolve: Mapping[str, str]
-    extra_ca: str
+    egress: Callable[[], Egress]
+    """How it gets out; asked at every greeting, because an organisation may govern it meanwhile."""
+    spent: Callable[[str], Mapping[str, tuple[int, int, int]]]
+    """What a sandbox has spent of its rules' budgets today: the day, tokens and bytes by rule."""
     limits: Mapping[str, float]
+    tls: str = "auto"
+    """The TLS backend that is wished for."""
 
 
-class StandingGateway:
-    """Implements :class:`ringfence.application.ports.Turnstile` over whichever worker there is."""
+class StandingWorker:
+    """A :class:`ringfence.application.ports.Turnstile` for some sandboxes, over whichever process is at ``path``."""
 
     def __init__(
         self,
@@ -62,46 +70,92 @@ class StandingGateway:
         record: Callable[[Records], Awaitable[None]],
         lost: Callable[[str], Awaitable[None]],
         introduce: Callable[[], Coroutine[None, None, None]],
+        elsewhere: Callable[[str], bool],
     ) -> None:
         """``record`` takes a batch and returns when it is safe; ``lost`` hears that nobody lets anything out any more;
-        ``introduce`` brings the sandboxes to a new worker."""
-        self._path = path
+        ``introduce`` brings the sandboxes to a new worker; ``elsewhere`` knows which ones are another worker's."""
+        self.path = path
         self._settings = settings
         self._log = log
         self._record = record
         self._lost = lost
         self._introduce = introduce
+        self._elsewhere = elsewhere
         self._link: GatewayLink | None = None
         self._standing: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
+        self._process: asyncio.subprocess.Process | None = None
+        """The process, if it is this daemon's child."""
         self.pid = 0
+        self.served: set[str] = set()
+        """The sandboxes that it was given at any time, and so may speak of."""
 
     @property
     def alive(self) -> bool:
         return self._link is not None and not self._link.closed
 
-    async def start(self) -> None:
-        """Find the worker of an earlier daemon, or start one; from then on keep one standing.
+    @property
+    def begun(self) -> bool:
+        """Whether one is kept standing."""
+        return self._standing is not None
 
-        A worker that does not start does not keep the daemon from starting: nothing is let out meanwhile.
+    async def find(self) -> bool:
+        """Take up the process of an earlier daemon; return whether there is one. ``served`` says whom it serves."""
+        self._link = await self._find()
+        if self._link is not None:
+            self._standing = asyncio.create_task(self._stand(self._link))
+        return self.begun
+
+    async def begin(self) -> None:
+        """Start a process, and from then on keep one standing.
+
+        One that does not start does not keep the daemon from starting: nothing is let out meanwhile.
         """
+        async with self._starting:
+            if self.begun:
+                return
+            try:
+                self._link = await self._begin()
+            except (RingfenceError, OSError) as error:
+                _log.error(
+                    "a gateway worker cannot be started, and it lets nothing out until it is: %s", error
+                )
+            self._standing = asyncio.create_task(self._stand(self._link))
+
+    async def retire(self) -> None:
+        """End a process that is not wanted any more: first it serves nobody, then its last records are written."""
         try:
-            self._link = await self._find() or await self._begin()
-        except (RingfenceError, OSError) as error:
-            _log.error("the gateway cannot be started, and nothing is let out until it is: %s", error)
-        self._standing = asyncio.create_task(self._stand(self._link))
+            for sandbox in self.served:
+                await self.release(sandbox)
+        except RingfenceError as error:
+            _log.warning("the gateway worker %d is ended at once: %s", self.pid, error)
+        await self.leave(end=True)
 
     async def leave(self, *, end: bool) -> None:
-        """Let go. The worker goes on, or with ``end`` is told to end."""
+        """Let go. The worker goes on, or with ``end`` is told to end, once its records are written."""
+        if end:
+            await self._drain()
         if self._standing:
             self._standing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._standing
+            self._standing = None
         if self._link:
             self._link.close()
             self._link = None
         if end:
             self._end(signal.SIGTERM)
-            self._path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+            if self._process is not None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(DRAIN):
+                        await self._process.wait()
+
+    async def _drain(self) -> None:
+        with contextlib.suppress(RingfenceError, TimeoutError):
+            async with asyncio.timeout(DRAIN):
+                while self.alive and (await self._there().stats()).get("waiting", 0):  # noqa: ASYNC110  # nobody tells
+                    await asyncio.sleep(0.01)
 
     async def stats(self) -> Mapping[str, Any]:
         return await self._asked(self._there().stats())
@@ -113,7 +167,9 @@ class StandingGateway:
         policy: Mapping[str, Any],
         credentials: Sequence[Binding] = (),
     ) -> None:
-        await self._asked(self._there().admit(spec, attachment, policy, credentials))
+        link = self._there()
+        self.served.add(spec.id)
+        await self._asked(link.admit(spec, attachment, policy, credentials, self._settings.spent(spec.id)))
 
     async def arm(self, sandbox: str, credentials: Sequence[Binding]) -> None:
         await self._asked(self._there().arm(sandbox, credentials))
@@ -162,9 +218,11 @@ class StandingGateway:
             if link is not None:
                 await self._take(link)
                 _log.error(
-                    "the gateway worker %d is gone; nothing leaves any sandbox until another is up", self.pid
+                    "the gateway worker %d is gone; nothing leaves its sandboxes until another is up",
+                    self.pid,
                 )
                 await self._lost("the gateway ended and is started again")
+            self.served.clear()
             link = self._link = await self._begin_again()
             introducing = asyncio.create_task(self._introduce())
             introducing.add_done_callback(_complain)
@@ -173,13 +231,23 @@ class StandingGateway:
         """Keep a worker's records for as long as it is there and makes sense."""
         async for batch in link.batches():
             try:
-                records = [read_record(each) for each in batch]
+                records = [record for each in batch if self._counts(record := read_record(each))]
             except ValueError as error:
                 _log.critical("the gateway worker %d is ended, because it sent %s", self.pid, error)
                 self._end(signal.SIGKILL)
                 link.close()
                 return
             await self._keep(records)
+
+    def _counts(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record is this worker's to give. One that was taken over may speak of its own sandboxes, and prove
+        the enclosures of those that are its own now; raises ``ValueError`` if it speaks of others."""
+        sandbox = record.get("sandbox", "")
+        if not self._elsewhere(sandbox):
+            return True
+        if sandbox not in self.served:
+            raise ValueError("a record of a sandbox that another worker serves")
+        return not record.get("canary")
 
     async def _keep(self, batch: Records) -> None:
         """Write a batch down, however long that takes."""
@@ -194,7 +262,7 @@ class StandingGateway:
 
     async def _find(self) -> GatewayLink | None:
         try:
-            link = await GatewayLink.connect(self._path)
+            link = await GatewayLink.connect(self.path)
         except RingfenceError:
             return None
         try:
@@ -202,25 +270,30 @@ class StandingGateway:
         except (RingfenceError, TimeoutError) as error:
             _log.warning("the gateway worker that is there does not answer (%s); another is started", error)
             link.close()
+            self._end(signal.SIGKILL)  # or it would go on under a policy that nobody can change
+            self.pid = 0
             return None
 
     async def _begin(self) -> GatewayLink:
         log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            await start_worker(self._path, log=log)
+            process = self._process = await start_worker(self.path, log=log)
         finally:
             os.close(log)
-        link = await GatewayLink.connect(self._path)
+        link = None
         try:
+            link = await GatewayLink.connect(self.path)
             return await self._greet(link)
-        except TimeoutError:
-            link.close()
-            raise Unavailable(
-                f"the gateway worker does not answer within {GREETING:.0f} s",
-                hint="the daemon's log says why",
-            ) from None
-        except BaseException:
-            link.close()
+        except BaseException as error:
+            if link is not None:
+                link.close()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            if isinstance(error, TimeoutError):
+                raise Unavailable(
+                    f"the gateway worker does not answer within {GREETING:.0f} s",
+                    hint="the daemon's log says why",
+                ) from None
             raise
 
     async def _begin_again(self) -> GatewayLink:
@@ -235,12 +308,20 @@ class StandingGateway:
 
     async def _greet(self, link: GatewayLink) -> GatewayLink:
         settings = self._settings
+        egress = settings.egress()
         async with asyncio.timeout(GREETING):
             told = await link.hello()
-            await link.configure(resolve=settings.resolve, extra_ca=settings.extra_ca, limits=settings.limits)
-            if not told["authority"]:
+            self.pid = int(told["pid"])
+            self.served = set(told["sandboxes"])
+            await link.configure(
+                resolve=egress.resolve,
+                extra_ca=egress.extra_ca,
+                upstream_proxy=egress.chain.to_wire() if egress.chain else None,
+                limits=settings.limits,
+                tls=settings.tls,
+            )
+            if not told["authority"] or told.get("tls") != settings.tls:
                 await link.authority(settings.key, settings.certificate)
-        self.pid = int(told["pid"])
         return link
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
+import string
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from ringfence.application.heartbeat import Heartbeat
 from ringfence.application.in_force import PolicyInForce
 from ringfence.application.journal import Journal
 from ringfence.application.lives import Lives
+from ringfence.application.mistrust import Mistrust
 from ringfence.application.platforms import Platforms
 from ringfence.application.ports import Platform
 from ringfence.application.presets import Presets
@@ -28,16 +31,22 @@ from ringfence.application.proofs import Proofs
 from ringfence.application.rules import Rules
 from ringfence.application.runner import Runner
 from ringfence.application.sandboxes import Sandboxes
+from ringfence.application.secrets import Secrets
 from ringfence.daemon.configuration import Configuration
+from ringfence.daemon.egress import Egress, in_force, written
 from ringfence.daemon.examinations import Examinations
-from ringfence.daemon.gateway import GatewaySettings, StandingGateway
+from ringfence.daemon.gateway import GatewaySettings
 from ringfence.daemon.ledger import SegmentedLedger
+from ringfence.daemon.minting import HostMint
 from ringfence.daemon.places import HostWorkspaces
 from ringfence.daemon.rehearsal import RehearsalEnclosure, RehearsalGateway
+from ringfence.daemon.spending import Spending
 from ringfence.daemon.supervisors import SupervisorProcesses
 from ringfence.daemon.surroundings import Surroundings
+from ringfence.daemon.system_key import SystemKey
 from ringfence.daemon.trust import TrustStore, extra_roots, load_authority
 from ringfence.daemon.undo import UndoDocuments
+from ringfence.daemon.workers import StandingGateway, usual_count
 from ringfence.gateway.authority import create_authority
 from ringfence.locations import Locations
 from ringfence.runtimes.enclosure import Enclosures
@@ -46,6 +55,8 @@ from ringfence.runtimes.gvisor import GVisorDriver
 from ringfence.runtimes.namespaces import NamespacesDriver
 from ringfence.runtimes.templates import Templates
 from ringfence.store.database import Database
+from ringfence.store.key_holders import KeyFile, Keyring
+from ringfence.store.secrets import KeyHolder, SealedVault
 
 _log = logging.getLogger(__name__)
 _AGENT = Path(__file__).parents[1] / "runtimes" / "agent" / "sbx-agent"
@@ -58,19 +69,28 @@ class Household:
     store: Database
     journal: Journal
     ledger: SegmentedLedger
+    mistrust: Mistrust
+    spending: Spending
     policy: PolicyInForce
     gateway: StandingGateway
     surroundings: Surroundings
     runner: Runner
     sandboxes: Sandboxes
+    secrets: Secrets
     services: Services
 
     async def begin(self) -> None:
         """Take up what an earlier daemon left. Afterwards requests can be answered."""
         await self.policy.load()
         await self.journal.load()
+        for record in self.journal.recent():
+            self.mistrust.heed(record)
+        await self.spending.load(self.ledger)
+        await self.secrets.load()
         await self.gateway.start()
         await self.sandboxes.recover()
+        await self.gateway.forget_others({life.id for life in self.sandboxes.list() if life.running})
+        await self.secrets.prune()
         self.surroundings.start()
 
     async def end(self) -> None:
@@ -78,6 +98,7 @@ class Household:
         idle = not any(life.running for life in self.sandboxes.list())
         await self.surroundings.stop()
         self.policy.close()
+        self.secrets.close()
         await self.runner.abandon()
         await self.gateway.leave(end=idle)
         await asyncio.to_thread(self.ledger.close)
@@ -92,13 +113,15 @@ async def furnish(
     reserved = tuple(
         str(path) for path in (locations.state, locations.runtime, locations.config, locations.data)
     )
-    roots = extra_roots(configuration.tls.extra_ca)
+    own = written(configuration, extra_roots(configuration.tls.extra_ca), os.environ)
     key, certificate = load_authority(Path(locations.authority), lambda: create_authority(now=time.time()))
     store = Database(Path(locations.database))
     await store.open()
     ledger = SegmentedLedger(Path(locations.ledger))
 
     journal = Journal(ledger, clock=time.time)
+    mistrust = Mistrust()
+    spending = Spending(clock=time.time)
     proofs = Proofs(nonce=lambda: secrets.token_hex(8))
     lives = Lives()
     surroundings = Surroundings()
@@ -114,28 +137,45 @@ async def furnish(
         home=home,
     )
     surroundings.changed = policy.refresh
+    kept = Secrets(
+        _vault(locations, configuration),
+        HostMint(),
+        policy,
+        lives,
+        journal,
+        clock=time.time,
+        token=_token,
+        is_public_suffix=surroundings.is_public_suffix,
+    )
 
     async def record(batch: Sequence[Mapping[str, Any]]) -> None:
         for each in batch:
             if each.get("canary"):
                 proofs.observe(each)
-        await journal.decided(batch)
+            mistrust.heed(each)
+        for each in await journal.decided(batch):
+            spending.heed(each)
 
-    async def lost(reason: str) -> None:
-        await sandboxes.lose_gateway(reason)
+    def outwards() -> Egress:
+        return in_force(own, policy.effective().governs)
 
-    async def introduce() -> None:
-        await sandboxes.readmit()
+    async def lost(reason: str, served: Collection[str]) -> None:
+        await sandboxes.lose_gateway(reason, served)
+
+    async def introduce(served: Collection[str]) -> None:
+        await sandboxes.readmit(served)
 
     gateway = StandingGateway(
-        runtime / "gateway.sock",
+        runtime,
         GatewaySettings(
             key=key,
             certificate=certificate,
-            resolve=configuration.resolve,
-            extra_ca=roots,
+            egress=outwards,
+            spent=spending.of,
             limits=configuration.gateway,
+            tls=configuration.tls.backend,
         ),
+        count=configuration.workers.count or usual_count(),
         log=Path(locations.daemon_log),
         record=record,
         lost=lost,
@@ -165,7 +205,8 @@ async def furnish(
         policy=policy,
         heartbeat=heartbeat,
         supervisors=supervisors,
-        trust=TrustStore(certificate, roots),
+        trust=TrustStore(certificate, lambda: outwards().extra_ca),
+        secrets=kept,
         journal=journal,
         lives=lives,
     )
@@ -177,6 +218,7 @@ async def furnish(
         policy=policy,
         supervisors=supervisors,
         workspaces=HostWorkspaces(reserved),
+        secrets=kept,
         journal=journal,
         clock=time.time,
         identifier=_identifier,
@@ -193,6 +235,7 @@ async def furnish(
     examinations = Examinations(
         locations=locations,
         configuration=configuration,
+        egress=outwards,
         gateway=gateway,
         ledger=ledger,
         certificate=certificate,
@@ -217,21 +260,44 @@ async def furnish(
         decisions=Decisions(policy, lives, journal, clock=time.time),
         exchange=exchange,
         doctor=Doctor(
-            store=store, platforms=platforms, policy=policy, lives=lives, further=examinations.all()
+            store=store,
+            platforms=platforms,
+            policy=policy,
+            lives=lives,
+            further=(*examinations.all(), kept.examine, mistrust.examine),
         ),
+        secrets=kept,
         residence=residence,
     )
     return Household(
         store=store,
         journal=journal,
         ledger=ledger,
+        mistrust=mistrust,
+        spending=spending,
         policy=policy,
         gateway=gateway,
         surroundings=surroundings,
         runner=runner,
         sandboxes=sandboxes,
+        secrets=kept,
         services=services,
     )
+
+
+def _vault(locations: Locations, configuration: Configuration) -> SealedVault:
+    directory = Path(locations.secrets)
+    holders: dict[str, KeyHolder] = {
+        "keyring": Keyring(str(directory)),
+        "systemd-creds": SystemKey(directory / "key.sealed"),
+        "key-file": KeyFile(directory / "key"),
+    }
+    return SealedVault(directory, configuration.secrets.backend, holders)
+
+
+def _token() -> str:
+    """Return 16 characters that nobody guesses, for a placeholder."""
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(16))
 
 
 def _identifier() -> str:

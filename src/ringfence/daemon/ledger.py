@@ -58,8 +58,11 @@ class SegmentedLedger:
         self._waiting.put(batch)
         return await asyncio.shield(asyncio.wrap_future(batch.written))
 
-    async def read(self, *, newest: int, matching: Sequence[bytes]) -> AsyncIterator[Mapping[str, Any]]:
-        found = self._newest(newest, matching) if newest else self._all(matching)
+    async def read(
+        self, *, newest: int, matching: Sequence[bytes], since: float = 0.0
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        """See the port. Segments that were not written to ``since`` then are left out."""
+        found = self._newest(newest, matching) if newest else self._all(matching, since)
         while page := await asyncio.to_thread(_take, found, PAGE):
             for record in page:
                 yield record
@@ -163,9 +166,11 @@ class SegmentedLedger:
 
     # Reading, on any thread: segments only grow
 
-    def _all(self, matching: Sequence[bytes]) -> Iterator[Mapping[str, Any]]:
+    def _all(self, matching: Sequence[bytes], since: float) -> Iterator[Mapping[str, Any]]:
         for number in self._numbers():
             with open(self._path(number), "rb") as file:
+                if os.fstat(file.fileno()).st_mtime < since:
+                    continue
                 for line in file:
                     if line.endswith(b"\n") and all(needle in line for needle in matching):
                         yield json.loads(line)

@@ -29,7 +29,7 @@ from ringfence.locations import Locations, locate
 
 if TYPE_CHECKING:
     from ringfence.daemon.configuration import Configuration
-    from ringfence.daemon.gateway import StandingGateway
+    from ringfence.daemon.workers import StandingGateway
 
 API = 1
 SUCCESSION = 30.0
@@ -50,6 +50,10 @@ class Process:
 
     def state(self) -> Mapping[str, Any]:
         gateway = self.gateway
+        workers = [
+            {"pid": worker.pid, "alive": worker.alive, "sandboxes": count}
+            for worker, count in (gateway.loads() if gateway else ())
+        ]
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -59,8 +63,9 @@ class Process:
             "state_dir": str(self._locations.state),
             "enforcement": "advisory",
             "gateway": {
-                "pid": gateway.pid if gateway else 0,
+                "pid": workers[0]["pid"] if workers else 0,
                 "alive": gateway is not None and gateway.alive,
+                "workers": workers,
             },
         }
 

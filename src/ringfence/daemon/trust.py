@@ -8,12 +8,12 @@ authority, so that clients verify intercepted and uninspected connections alike.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import hashlib
 import os
 import re
 import shutil
 import ssl
-import warnings
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +28,9 @@ _ROOTS = (
 )
 """Where distributions keep their bundle: Debian, Fedora, Alpine, SUSE."""
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_JKS_MAGIC, _JKS_TRUSTED = 0xFEEDFEED, 2
+_JKS_SALT = "changeit".encode("utf-16-be") + b"Mighty Aphrodite"
+"""What the store's digest begins with: Java's default password, and a constant of the format. It guards nothing."""
 _INSIDE = (BUNDLE, "/etc/pki/tls/certs/ca-bundle.crt")
 
 
@@ -77,20 +80,22 @@ def extra_roots(paths: Sequence[str]) -> str:
 
 
 class TrustStore:
-    """Implements :class:`ringfence.application.ports.Trust`. The host's roots are read once a daemon."""
+    """Implements :class:`ringfence.application.ports.Trust`. ``extra`` are the further roots that count at the moment;
+    the host's own are read once for each such moment."""
 
-    def __init__(self, certificate: bytes, extra: str) -> None:
+    def __init__(self, certificate: bytes, extra: Callable[[], str]) -> None:
         self._certificate = certificate
         self._extra = extra
-        self._files: Mapping[str, bytes] | None = None
+        self._files: tuple[str, Mapping[str, bytes]] | None = None
 
     async def files(self) -> Mapping[str, bytes]:
-        if self._files is None:
-            self._files = await asyncio.to_thread(self._make)
-        return self._files
+        extra = self._extra()
+        if self._files is None or self._files[0] != extra:
+            self._files = extra, await asyncio.to_thread(self._make, extra)
+        return self._files[1]
 
-    def _make(self) -> Mapping[str, bytes]:
-        parts = (_host_roots(), self._extra.encode(), self._certificate)
+    def _make(self, extra: str) -> Mapping[str, bytes]:
+        parts = (_host_roots(), extra.encode(), self._certificate)
         bundle = b"\n".join(part.strip() for part in parts if part.strip()) + b"\n"
         return {
             **dict.fromkeys(_INSIDE, bundle),
@@ -109,21 +114,29 @@ def _host_roots() -> bytes:
 
 
 def _java_store(bundle: bytes) -> bytes:
-    """Return the bundle as Java reads it (PKCS #12, which a runtime since version 9 takes for a JKS)."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import NoEncryption
-    from cryptography.hazmat.primitives.serialization.pkcs12 import (
-        PKCS12Certificate,
-        serialize_java_truststore,
-    )
+    """Return the bundle as Java reads it: the JKS format, which every version takes at its default place.
 
-    certificates = []
-    for number, pem in enumerate(_CERTIFICATE.findall(bundle)):
-        # One root in a hundred has a serial number that RFC 5280 forbids; Java can do without it.
-        with warnings.catch_warnings(), contextlib.suppress(ValueError):
-            warnings.simplefilter("ignore")
-            certificates.append(PKCS12Certificate(x509.load_pem_x509_certificate(pem), b"ca-%d" % number))
-    return serialize_java_truststore(certificates, NoEncryption())
+    Not PKCS #12, although newer: a store of that kind without a password cannot be opened with one, and programs
+    that name Java's own default, ``changeit`` (``keytool``, build tools), do. A certificate is only framed here, so
+    one that a parser would refuse is no reason to fail.
+    """
+    trusted = [
+        ssl.PEM_cert_to_DER_cert(pem.decode("ascii")) for pem in dict.fromkeys(_CERTIFICATE.findall(bundle))
+    ]
+    store = struct.pack(">III", _JKS_MAGIC, 2, len(trusted)) + b"".join(
+        struct.pack(">I", _JKS_TRUSTED)
+        + _java_text(f"ca-{number}")
+        + struct.pack(">Q", 0)
+        + _java_text("X.509")
+        + struct.pack(">I", len(der))
+        + der
+        for number, der in enumerate(trusted)
+    )
+    return store + hashlib.sha1(_JKS_SALT + store, usedforsecurity=False).digest()
+
+
+def _java_text(text: str) -> bytes:
+    return struct.pack(">H", len(text)) + text.encode("ascii")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -33,6 +33,15 @@ def udp(address: str, port: str, text: str) -> str:
         return repr(connection.recv(2048).decode(errors="replace"))
 
 
+def quic(address: str, port: str, text: str) -> str:
+    """What looks from outside like the first packet of a QUIC connection, and whatever comes back."""
+    body = text.encode().ljust(1182, b"\0")
+    packet = b"\xc3\0\0\0\1\x08" + os.urandom(8) + b"\0\0" + struct.pack("!H", 0x4000 | len(body)) + body
+    with _open(address, socket.SOCK_DGRAM, int(port)) as connection:
+        connection.send(packet)
+        return repr(connection.recv(2048)[18 : 18 + len(text)].decode(errors="replace"))
+
+
 def tcp(address: str, port: str, text: str) -> str:
     """Bytes that are neither TLS nor HTTP, and whatever comes back."""
     with _open(address, socket.SOCK_STREAM, int(port)) as connection:
@@ -123,12 +132,10 @@ def dns_tcp(address: str, kind: str, name: str) -> str:
 
 
 def main() -> None:
+    kinds = {"udp": udp, "quic": quic, "tcp": tcp, "icmp": icmp, "dns": dns, "dns-tcp": dns_tcp}
     kind, address, port, text = [*sys.argv[1:], "", ""][:4]
     try:
-        print(
-            "answered:",
-            {"udp": udp, "tcp": tcp, "icmp": icmp, "dns": dns, "dns-tcp": dns_tcp}[kind](address, port, text),
-        )
+        print("answered:", kinds[kind](address, port, text))
     except OSError as error:
         print("nothing:", str(error) or type(error).__name__)
         sys.exit(1)

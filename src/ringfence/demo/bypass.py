@@ -176,7 +176,7 @@ ATTEMPTS: Final = (
     ),
     Attempt(
         title="QUIC to an allowed host, whose rule covers UDP",
-        inside=(*_ATTEMPT, "udp", QUIC.name, "443", "secret"),
+        inside=(*_ATTEMPT, "quic", QUIC.name, "443", "secret"),
         target=QUIC.name,
         refused=_got_nothing,
     ),

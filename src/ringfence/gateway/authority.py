@@ -18,7 +18,6 @@ from __future__ import annotations
 import base64
 import datetime
 import ipaddress
-import os
 import secrets
 import ssl
 import time
@@ -33,6 +32,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from ringfence.gateway.backends import OPENSSL, Backend, Context
 
 ORGANISATION = "Ringfence untrusted MITM proxy"
 """The proxy names itself in every leaf: nobody who looks can mistake it for the origin."""
@@ -108,18 +109,20 @@ class Authority:
         *,
         now: Callable[[], float] = time.time,
         capacity: int = 4_096,
+        backend: Backend = OPENSSL,
     ) -> None:
         """Raises ``ValueError`` if the two are not an authority's key and certificate."""
         self._now = now
         self._capacity = capacity
+        self._backend = backend
         self._contexts: OrderedDict[str, _Entry] = OrderedDict()
-        self._mint = _Mint(key_pem, certificate_pem)
+        self._mint = Mint(key_pem, certificate_pem)
         self.certificate_pem = certificate_pem
 
     def __len__(self) -> int:
         return len(self._contexts)
 
-    def context(self, host: str) -> ssl.SSLContext:
+    def context(self, host: str) -> Context:
         """Return the context of a canonical host name or address, with a leaf for it and nobody else.
 
         To be called once a decision about the host exists, never for a name that was merely mentioned. Raises
@@ -133,7 +136,7 @@ class Authority:
         begin, end = now - _BACKDATED, min(now + _VALID, self._mint.end)
         if end - _RENEWED <= now:
             raise ValueError("the certificate authority is about to expire")
-        context = _server_context(self._mint.leaf(host, begin, end) + self._mint.leaf_key_pem)
+        context = self._backend.server_context(self._mint.leaf(host, begin, end), self._mint.leaf_key_pem)
         self._contexts[host] = _Entry(context=context, begin=begin, end=end - _RENEWED)
         self._contexts.move_to_end(host)
         if len(self._contexts) > self._capacity:
@@ -143,31 +146,18 @@ class Authority:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
-    context: ssl.SSLContext
+    context: Context
     begin: float
     end: float
 
     def serves(self, now: float) -> bool:
-        return self.begin <= now < self.end and self.context.session_stats()["number"] < _SESSIONS
+        context = self.context
+        if isinstance(context, ssl.SSLContext) and context.session_stats()["number"] >= _SESSIONS:
+            return False
+        return self.begin <= now < self.end
 
 
-def _server_context(pem: bytes) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    context.num_tickets = 1
-    context.set_alpn_protocols(["h2", "http/1.1"])
-    fd = os.memfd_create("leaf", os.MFD_CLOEXEC)
-    try:
-        with open(fd, "wb", closefd=False) as leaf:
-            leaf.write(pem)
-        context.load_cert_chain(f"/proc/self/fd/{fd}")
-    finally:
-        os.close(fd)
-    return context
-
-
-class _Mint:
+class Mint:
     """The template, and the two keys."""
 
     def __init__(self, key_pem: bytes, certificate_pem: bytes) -> None:

@@ -30,7 +30,7 @@ from ringfence.sandbox.model import SandboxSpec
 _LENGTH: Final = struct.Struct("!I")
 _LIMIT: Final = 64 * 1_048_576
 """Of one message: a policy of 100,000 rules is 20 MB."""
-_DESCRIPTORS: Final = 16
+_DESCRIPTORS: Final = 32
 """Descriptors with one message."""
 _READ: Final = 262_144
 
@@ -190,21 +190,23 @@ class GatewayLink:
         *,
         resolve: Mapping[str, str] | None = None,
         extra_ca: str = "",
-        upstream_proxy: str = "",
+        upstream_proxy: Mapping[str, Any] | None = None,
         support: str = "",
         limits: Mapping[str, float] | None = None,
+        tls: str = "auto",
     ) -> None:
         """Set what holds for all sandboxes: static names (``name: address[:port]``), more upstream roots
-        (PEM).
+        (PEM), ``Chain.to_wire()``, the TLS backend.
         """
         await self._ask(
             {
                 "do": "configure",
                 "resolve": dict(resolve or {}),
                 "extra_ca": extra_ca,
-                "upstream_proxy": upstream_proxy,
+                "upstream_proxy": upstream_proxy and dict(upstream_proxy),
                 "support": support,
                 "limits": dict(limits or {}),
+                "tls": tls,
             }
         )
 
@@ -218,6 +220,7 @@ class GatewayLink:
         attachment: Attachment,
         policy: Mapping[str, Any],
         credentials: Sequence[Binding] = (),
+        spent: Mapping[str, tuple[int, int, int]] | None = None,
     ) -> None:
         """Serve a sandbox on its enclosure's sockets. Admitting it again replaces the sockets."""
         roles = list(attachment.listeners)
@@ -231,6 +234,7 @@ class GatewayLink:
                 "addresses": asdict(attachment.addresses),
                 "policy": dict(policy),
                 "credentials": [binding.to_wire() for binding in credentials],
+                "spent": {rule: list(sums) for rule, sums in (spent or {}).items()},
                 "roles": roles,
             },
             [attachment.listeners[role].fileno() for role in roles],

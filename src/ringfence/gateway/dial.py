@@ -11,7 +11,8 @@ questions in flight of one sandbox.
 
 Connections race as RFC 8305 says: families alternate, the next address starts when the last one failed or
 after a quarter of a second, the first that connects wins and the others are closed before anything was sent
-to them.
+to them. A family that went first and lost goes second for a while, everywhere: where IPv6 leads nowhere it does
+so for every destination, and each would cost the quarter of a second.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import os
 import socket
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import TypeVar
@@ -31,9 +32,21 @@ from ringfence.gateway.lookup import SystemLookup, Unresolved
 from ringfence.policy.model import Decision
 from ringfence.policy.names import LOCALHOST, ipv6_text
 
-__all__ = ["Answers", "Dialer", "Judge", "Lookup", "Refused", "Unconnected", "Unresolved", "own_addresses"]
+__all__ = [
+    "Answers",
+    "Dialer",
+    "Judge",
+    "Lookup",
+    "Refused",
+    "Unconnected",
+    "Unresolved",
+    "own_addresses",
+    "reason",
+    "silence",
+]
 
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.Protocol)
+PortT = TypeVar("PortT", int, None, int | None)
 Judge = Callable[[str], Decision]
 Answers = tuple[tuple[str, int | None], ...]
 """Addresses of a name, each with the port that a static name puts in place of the one asked for."""
@@ -42,6 +55,8 @@ Lookup = Callable[[str], Awaitable[tuple[Sequence[str], float]]]
 
 STAGGER = 0.25
 """Seconds until the next address joins the race (RFC 8305 section 8)."""
+MEMORY = 600.0
+"""Seconds that a family goes second after it went first and lost."""
 ANSWERS = 16
 """Addresses kept of one name."""
 IN_FLIGHT = 256
@@ -50,6 +65,7 @@ _LONGEST, _SHORTEST, _ABSENT, _FAILED = 3_600.0, 1.0, 5.0, 1.0
 """Bounds of the time to live; seconds to remember that a name has no address, that nobody could say."""
 
 _LOOPBACK: Answers = (("127.0.0.1", None), ("::1", None))
+_LOOPBACK_TEXTS = frozenset(address for address, _ in _LOOPBACK)
 
 
 class Refused(Exception):
@@ -95,11 +111,18 @@ class Dialer:
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._flights: dict[str, asyncio.Task[_Known]] = {}
         self._asking: Counter[str] = Counter()
+        self._six_is_late = False
+        self._late_until = 0.0
+        """Until when one family goes second: IPv6, or else IPv4."""
 
     def close(self) -> None:
         """Give up what is being looked up."""
         for flight in self._flights.values():
             flight.cancel()
+
+    def is_static(self, name: str) -> bool:
+        """Whether the configuration says where a name is; nobody else may be asked then."""
+        return name in self._static
 
     def cached(self, name: str) -> Answers | None:
         """Return what is known of a name without asking anybody. The answers are not judged: see :meth:`judged`."""
@@ -108,6 +131,16 @@ class Dialer:
             return static
         known = self._recall(name)
         return known.answers or None if known is not None else None
+
+    def place(self, name: str, port: int, judge: Judge) -> tuple[str, int] | None:
+        """Return the address and port that a connection goes to where there is nothing to ask, to choose or to refuse;
+        else ask for :meth:`addresses`.
+        """
+        answers = self.cached(name) or _literal(name)
+        if answers is None or len(answers) != 1 or not judge(answers[0][0]).allowed:
+            return None
+        address, instead = answers[0]
+        return address, port if instead is None else instead
 
     async def addresses(
         self, name: str, port: int, judge: Judge, *, owner: str = ""
@@ -123,7 +156,10 @@ class Dialer:
             if not known.answers:
                 raise Unresolved(known.text)
             answers = known.answers
-        return self.judged(answers, port, judge)
+        found = self.judged(answers, port, judge)
+        if len(found) > 1 and self._late_until > self._loop.time() and name != LOCALHOST:
+            return _alternating(found, six_first=not self._six_is_late)
+        return found
 
     @staticmethod
     def judged(answers: Answers, port: int, judge: Judge) -> list[tuple[str, int]]:
@@ -152,7 +188,7 @@ class Dialer:
             async with asyncio.timeout(timeout):
                 if len(addresses) == 1:
                     # A race of one needs no socket of its own: a quarter of the price.
-                    transport, protocol = await self._loop.create_connection(factory, *addresses[0])
+                    transport, protocol = await self.reach(addresses[0], factory)
                     return transport, protocol, addresses[0]
                 sock, address = await self._race(addresses)
                 try:
@@ -162,9 +198,33 @@ class Dialer:
                     raise
                 return transport, protocol, address
         except TimeoutError:
-            raise Unconnected(f"no answer within {timeout:g} s") from None
+            raise Unconnected(silence(timeout)) from None
         except OSError as error:
-            raise Unconnected(_reason(error)) from error
+            raise Unconnected(reason(error)) from error
+
+    def reach(
+        self, address: tuple[str, int], factory: Callable[[], ProtocolT]
+    ) -> Coroutine[object, object, tuple[asyncio.Transport, ProtocolT]]:
+        """Connect to one address, however long that takes. Raises ``OSError``."""
+        return self._loop.create_connection(factory, *address)
+
+    def associate(self, addresses: Sequence[tuple[str, int]]) -> tuple[socket.socket, str]:
+        """Return a UDP socket that speaks with the first address there is a way to, and that address.
+
+        Nobody answers to a connected UDP socket but whom it is connected to. Raises :class:`Unconnected`.
+        """
+        error: OSError = OSError("there is no address to dial")
+        for address, port in addresses:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            try:
+                sock.connect((address, port))
+            except OSError as flaw:
+                sock.close()
+                error = flaw
+            else:
+                return sock, address
+        raise Unconnected(reason(error)) from error
 
     # -- names -----------------------------------------------------------------------------------------------
 
@@ -231,6 +291,8 @@ class Dialer:
                     address = running.pop(attempt)
                     failure = attempt.exception()
                     if failure is None:
+                        if not isinstance(error, ConnectionRefusedError):  # else the way there is fine
+                            self._learn(addresses[0][0], address[0])
                         return attempt.result(), address
                     if not isinstance(failure, OSError):
                         raise failure
@@ -240,6 +302,13 @@ class Dialer:
             for attempt in running:
                 attempt.cancel()
                 attempt.add_done_callback(_close_late)
+
+    def _learn(self, first: str, winner: str) -> None:
+        """A race is over. Loopback is no network: who is there says nothing of others."""
+        six = ":" in first
+        if six is not (":" in winner) and first not in _LOOPBACK_TEXTS:
+            self._six_is_late = six
+            self._late_until = self._loop.time() + MEMORY
 
     async def _attempt(self, address: tuple[str, int]) -> socket.socket:
         sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
@@ -258,8 +327,14 @@ def _close_late(attempt: asyncio.Task[socket.socket]) -> None:
         attempt.result().close()
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """Say why there is no connection."""
     return (os.strerror(error.errno) if error.errno else str(error)).lower()
+
+
+def silence(seconds: float) -> str:
+    """Say that nobody answered for so long."""
+    return f"no answer within {seconds:g} s"
 
 
 def _canonical(address: str) -> str:
@@ -276,16 +351,15 @@ def _literal(name: str) -> Answers | None:
 
 def _ordered(found: Sequence[str]) -> Answers:
     """Alternate the families, IPv6 first (RFC 8305 section 4); what is no address is dropped."""
-    families: dict[bool, list[str]] = {True: [], False: []}
-    for answer in found[:ANSWERS]:
-        literal = _literal(answer)
-        if literal is not None:
-            address = literal[0][0]
-            family = families[":" in address]
-            if address not in family:
-                family.append(address)
-    pairs = zip_longest(families[True], families[False])
-    return tuple((address, None) for address in chain.from_iterable(pairs) if address is not None)
+    literals = (literal[0] for answer in found[:ANSWERS] if (literal := _literal(answer)) is not None)
+    return tuple(_alternating(list(dict.fromkeys(literals)), six_first=True))
+
+
+def _alternating(addresses: Sequence[tuple[str, PortT]], *, six_first: bool) -> list[tuple[str, PortT]]:
+    six = [each for each in addresses if ":" in each[0]]
+    four = [each for each in addresses if ":" not in each[0]]
+    pairs = zip_longest(six, four) if six_first else zip_longest(four, six)
+    return [each for each in chain.from_iterable(pairs) if each is not None]
 
 
 # -- the host's own addresses --------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from ringfence.gateway.core import connection
 from ringfence.gateway.core.connection import Phase
 from ringfence.gateway.core.subject import UNMAPPED
 from ringfence.gateway.relay import ClientLink
+from ringfence.policy.model import Decision
 from ringfence.policy.names import LOCALHOST, canonical_host
 
 if TYPE_CHECKING:
@@ -46,27 +47,41 @@ async def listen(
 
 
 def _explicit(guest: Guest, link: ClientLink) -> Phase | None:
-    return connection.explicit(link, guest.subject, time(), canary=_is_canary(guest, link))
+    return connection.explicit(
+        link,
+        guest.subject,
+        time(),
+        canary=_is_canary(guest, link),
+        locate=lambda host: _located(guest, link, host),
+    )
 
 
 def _redirected(guest: Guest, link: ClientLink) -> Phase | None:
     """Work out where a redirected connection was going."""
     address, port = original_destination(link.transport)
-    addresses, names = guest.addresses, guest.names
-    host = address
-    decision = None
-    if address in (addresses.host4, addresses.host6):
-        host = LOCALHOST
-    elif names.contains(address):
-        name = names.name(address)
-        if name is None:
-            decision = UNMAPPED
-        else:
-            host = name
-            names.hold(address)
-            link.held = address
+    host, refusal = _located(guest, link, address)
     canary = _is_canary(guest, link)
-    return connection.redirected(link, guest.subject, host, port, time(), canary=canary, refusal=decision)
+    return connection.redirected(link, guest.subject, host, port, time(), canary=canary, refusal=refusal)
+
+
+def _located(guest: Guest, link: ClientLink, host: str) -> tuple[str, Decision | None]:
+    """Return the host that is meant: a synthetic address stands for the name that it was given for, or for nothing.
+
+    A client resolves a name as it likes and says the address, to the kernel or to a proxy.
+    """
+    if not (host[-1:].isdigit() or ":" in host):
+        return host, None
+    addresses, names = guest.addresses, guest.names
+    if host in (addresses.host4, addresses.host6):
+        return LOCALHOST, None
+    if not names.contains(host):
+        return host, None
+    name = names.name(host)
+    if name is None:
+        return host, UNMAPPED
+    names.hold(host)
+    link.held = host
+    return name, None
 
 
 _BEGINNINGS: Final[dict[str, Callable[[Guest, ClientLink], Phase | None]]] = {

@@ -75,6 +75,11 @@ class Outbox:
     def relieved(self) -> bool:
         return self._size < self._limit
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that nobody has acknowledged."""
+        return self._size + sum(len(batch) for _, batch in (*self._sent, *self._again))
+
     def take(self) -> tuple[int, bytes] | None:
         """Return the next message (its sequence number, records joined by commas), or nothing for now."""
         if self._again:

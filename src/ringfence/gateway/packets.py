@@ -19,7 +19,9 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+from ringfence.policy.model import Decision
 
 INTERVAL = 5.0
 """Seconds between two records of one flow."""
@@ -66,10 +68,17 @@ class RefusedPacket:
     port: int = 0
     """Of the destination; the type for ICMP; 0 where there is none to see."""
     packets: int = 1
+    decision: Decision | None = field(default=None, compare=False)
+    """Why, where the relay refused it (:mod:`ringfence.gateway.datagrams`)."""
+    protocol: str = field(default="", compare=False)
 
 
 def dissect(packet: bytes) -> RefusedPacket | None:
-    """Read one IP packet; ``None`` if it is none of a kind that is recorded."""
+    """Read one IP packet; ``None`` if it is none of a kind that is recorded.
+
+    A datagram in fragments is told by its first: the others have no ports, and without it they are thrown away before
+    any rule sees them.
+    """
     if len(packet) < 20:
         return None
     match packet[0] >> 4:
@@ -84,29 +93,29 @@ def dissect(packet: bytes) -> RefusedPacket | None:
 def _dissect4(packet: bytes) -> RefusedPacket | None:
     start = (packet[0] & 15) * 4
     protocol = packet[9]
-    if start < 20 or protocol in (_IGMP, _TCP):
+    later = packet[6] & 0x1F or packet[7]
+    if start < 20 or later or protocol in (_IGMP, _TCP):
         return None
-    first = not (packet[6] & 0x1F or packet[7])
     return RefusedPacket(
         transport=_TRANSPORTS.get(protocol, f"ip-{protocol}"),
         source=str(ipaddress.IPv4Address(packet[12:16])),
         destination=str(ipaddress.IPv4Address(packet[16:20])),
-        port=_port(protocol, packet, start) if first else 0,
+        port=_port(protocol, packet, start),
     )
 
 
 def _dissect6(packet: bytes) -> RefusedPacket | None:
-    protocol, at, first = packet[6], 40, True
+    protocol, at = packet[6], 40
     for _ in range(_EXTENSION_LIMIT):
         if protocol not in _EXTENSIONS or len(packet) < at + 8:
             break
-        if protocol == _FRAGMENT:
-            first = first and not (packet[at + 2] or packet[at + 3] & 0xF8)
+        if protocol == _FRAGMENT and (packet[at + 2] or packet[at + 3] & 0xF8):
+            return None
         size = {_FRAGMENT: 8, _AUTHENTICATION: (packet[at + 1] + 2) * 4}.get(
             protocol, (packet[at + 1] + 1) * 8
         )
         protocol, at = packet[at], at + size
-    port = _port(protocol, packet, at) if first else 0
+    port = _port(protocol, packet, at)
     if protocol == _TCP or (protocol == _ICMPV6 and port in _LINK_KEEPING):
         return None
     return RefusedPacket(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from ringfence.gateway.core.connection import Phase, Securing
 from ringfence.gateway.core.messages import Route, UpstreamWire
 from ringfence.gateway.tls import Link
-from ringfence.gateway.tunnel import Relay
+from ringfence.gateway.tunnel import NEVER, Relay
 from ringfence.gateway.turns import QUANTUM
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ringfence.gateway.core.tunnels import Tunnel
     from ringfence.gateway.guest import Guest
-    from ringfence.gateway.upstream import UpstreamLink
+    from ringfence.gateway.uplink import UpstreamLink
 
 LINGER: Final = 5.0
 """Seconds that a client gets to read our last words before the connection goes."""
@@ -35,8 +35,8 @@ class ClientLink(Link):
         "__weakref__",
         "_begin",
         "_guest",
-        "_heard_all",
         "_polite",
+        "heard_all",
         "held",
         "phase",
         "request",
@@ -49,7 +49,8 @@ class ClientLink(Link):
         self._guest = guest
         self.request = guest.upstreams.request
         self._begin = begin
-        self._heard_all = False
+        self.heard_all = False
+        """The client sends no more."""
         self._polite = True
         """The client has not left without a goodbye of its own."""
         self.held = ""
@@ -88,7 +89,7 @@ class ClientLink(Link):
         self.abort()
 
     def ended(self, *, clean: bool) -> None:
-        self._heard_all = True
+        self.heard_all = True
         self._polite = clean
         self.phase.eof(time())
 
@@ -113,7 +114,7 @@ class ClientLink(Link):
         if self._polite:
             self.say_goodbye()
         self.flush()
-        if self._heard_all:
+        if self.heard_all:
             self.closed = True
             self.transport.close()
             return
@@ -140,7 +141,10 @@ class ClientLink(Link):
 
     def relay(self, tunnel: Tunnel, upstream: UpstreamWire) -> None:
         link: UpstreamLink = upstream  # type: ignore[assignment]  # the shell's tunnels run over the shell's links
-        Relay(self, link, tunnel, self._guest, self._guest.subject.limits.splice_bytes)
+        # What goes to an upstream proxy over TLS is no socket's own bytes: the kernel cannot move it.
+        sealed = link.transport.get_extra_info("ssl_object") is not None
+        limit = NEVER if sealed else self._guest.subject.limits.splice_bytes
+        Relay(self, link, tunnel, self._guest, limit)
 
 
 class _Lingering:

@@ -2,25 +2,20 @@
 
 TLS runs over memory buffers, not over the event loop's own (``start_tls`` costs 80 KB and a race per
 connection): the bytes that a client sent before anybody knew that they are TLS go into the buffer like all
-others. Plaintext is taken out in records of 16 KB, joined to at most 64 KB: larger reads fault in fresh pages
-for every record, larger joins grow the other side's buffer by copying.
-
-The two-function shape (``feed`` and ``send``) is all that a TLS backend has to offer.
+others. Who makes handshakes and records of them is a backend's matter (:mod:`ringfence.gateway.backends`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import ssl
 import struct
 from typing import Final, cast
 
+from ringfence.gateway.backends import JOIN, OPENSSL, READ, Backend, Context, Endpoint, Insecure, endpoint
 from ringfence.gateway.turns import Round
 
-READ: Final = 16_384
-JOIN: Final = 65_536
 HIGH_WATER: Final = 65_536
 _RST: Final = struct.pack("ii", 1, 0)
 
@@ -30,8 +25,6 @@ class Link(asyncio.Protocol):
 
     __slots__ = (
         "_held",
-        "_in",
-        "_out",
         "_round",
         "_shaken",
         "_stalled",
@@ -47,7 +40,7 @@ class Link(asyncio.Protocol):
         self._round = round_
         self._held: list[bytes] = []
         """What will be written at the end of the round."""
-        self._tls: ssl.SSLObject | None = None
+        self._tls: Endpoint | None = None
         self._shaken = False
         self._stalled = False
         self._wants_pause = False
@@ -86,35 +79,31 @@ class Link(asyncio.Protocol):
 
     def wrap(
         self,
-        context: ssl.SSLContext,
+        context: Context,
         *,
         server_side: bool,
         server_name: str | None = None,
         session: ssl.SSLSession | None = None,
     ) -> None:
         """From now on the transport's bytes are TLS records."""
-        self._in = ssl.MemoryBIO()
-        self._out = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(
-            self._in, self._out, server_side=server_side, server_hostname=server_name, session=session
-        )
+        self._tls = endpoint(context, server_side=server_side, server_name=server_name, session=session)
 
-    def shake(self) -> bool:
+    def shake(self, data: bytes = b"") -> bool:
         """Go on with the handshake; return whether it is complete."""
         tls = self._tls
         assert tls is not None
         try:
-            tls.do_handshake()
-        except ssl.SSLWantReadError:
-            self._flush_tls()
+            done = tls.shake(data)
+        except Insecure as flaw:
+            self.speak()
+            self.insecure(str(flaw))
             return False
-        except ssl.SSLError as flaw:
-            self._flush_tls()
-            self.insecure(explain(flaw))
+        if not done:
+            self.speak()
             return False
         self._shaken = True
-        if not (tls.server_side and tls.version() == "TLSv1.3"):
-            self._flush_tls()  # else only a session ticket waits, which can travel with the first response
+        if not tls.unhurried:
+            self.speak()
         self.secured()
         return not self.closed
 
@@ -124,47 +113,22 @@ class Link(asyncio.Protocol):
         if tls is None:
             self.plain(data)
             return
-        incoming = self._in
-        incoming.write(data)
-        if not self._shaken and not self.shake():
+        if not self._shaken:
+            if not self.shake(data):
+                return
+            data = b""
+        try:
+            over = tls.feed(data, self)
+        except Insecure as flaw:
+            self.insecure(str(flaw))
             return
-        pieces: list[bytes] = []
-        size = 0
-        over = False
-        while True:
-            try:
-                piece = tls.read(READ)
-            except ssl.SSLWantReadError:
-                self._flush_tls()
-                break
-            except ssl.SSLError as flaw:
-                self.insecure(explain(flaw))
-                return
-            if not piece:
-                over = True
-                break
-            more = incoming.pending or (len(piece) == READ and tls.pending())
-            if not more and not pieces:
-                self.plain(piece)  # nearly every request and response is one record
-                return
-            pieces.append(piece)
-            size += len(piece)
-            if size >= JOIN:
-                self.plain(b"".join(pieces))
-                if self.closed:
-                    return
-                pieces.clear()
-                size = 0
-            if not more:
-                break
-        if pieces:
-            self.plain(b"".join(pieces))
         if over and not self.closed:
             self.ended(clean=True)
 
-    def _flush_tls(self) -> None:
-        if self._out.pending and not self.closed:
-            self._write(self._out.read())
+    def speak(self) -> None:
+        """Send what TLS itself has to say."""
+        if self._tls is not None and not self.closed and (waiting := self._tls.outgoing()):
+            self._write(waiting)
 
     # -- commands -----------------------------------------------------------------------------------------
 
@@ -178,15 +142,13 @@ class Link(asyncio.Protocol):
         try:
             if len(payload) <= JOIN:
                 if payload:
-                    tls.write(payload)
-                    self._write(self._out.read())
+                    self._write(tls.seal(payload))
                 return
             view = memoryview(payload)
             for at in range(0, len(view), JOIN):
-                tls.write(view[at : at + JOIN])
-                self._write(self._out.read())
-        except ssl.SSLError as flaw:
-            self.insecure(explain(flaw))
+                self._write(tls.seal(view[at : at + JOIN]))
+        except Insecure as flaw:
+            self.insecure(str(flaw))
 
     def _write(self, payload: bytes) -> None:
         held = self._held
@@ -231,9 +193,8 @@ class Link(asyncio.Protocol):
     def say_goodbye(self) -> None:
         """Send TLS's own end of data, so that the far side can tell it from a cut wire."""
         if self._tls is not None and self._shaken and not self.closed:
-            with contextlib.suppress(ssl.SSLError):
-                self._tls.unwrap()
-            self._flush_tls()
+            self._tls.farewell()
+            self.speak()
 
     def abort(self, *, hard: bool = False) -> None:
         """Close at once; ``hard`` answers what is in flight with a reset."""
@@ -250,7 +211,7 @@ class Link(asyncio.Protocol):
     @property
     def protocol(self) -> str | None:
         """What ALPN chose."""
-        return None if self._tls is None else self._tls.selected_alpn_protocol()
+        return None if self._tls is None else self._tls.protocol
 
     @property
     def session(self) -> ssl.SSLSession | None:
@@ -258,33 +219,11 @@ class Link(asyncio.Protocol):
         return None if self._tls is None else self._tls.session
 
 
-_ALERTS: Final = {
-    "TLSV1_ALERT_UNKNOWN_CA": "the client does not trust this installation's certificate authority",
-    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "the client does not accept the gateway's certificate",
-    "SSLV3_ALERT_BAD_CERTIFICATE": "the client does not accept the gateway's certificate",
-    "TLSV1_ALERT_PROTOCOL_VERSION": "no common TLS version",
-    "UNSUPPORTED_PROTOCOL": "no common TLS version",
-    "NO_SHARED_CIPHER": "no common TLS cipher",
-    "HTTP_REQUEST": "plain HTTP where TLS was expected",
-    "WRONG_VERSION_NUMBER": "the far side does not speak TLS",
-}
-
-
-def explain(flaw: ssl.SSLError) -> str:
-    """Say in words what OpenSSL says in constants."""
-    if isinstance(flaw, ssl.SSLCertVerificationError):
-        return f"certificate verification failed: {flaw.verify_message}"
-    reason = flaw.reason or ""
-    return _ALERTS.get(reason, f"TLS failed: {reason.replace('_', ' ').lower() or flaw}")
-
-
-def upstream_context(extra_ca: str = "") -> ssl.SSLContext:
-    """Return the context for upstream connections: the system's roots and ``extra_ca`` (PEM), names always
-    verified.
+def upstream_contexts(extra_ca: str = "", backend: Backend = OPENSSL) -> dict[str, Context]:
+    """Return the contexts for upstream connections, by what their ALPN offers at best: the system's roots and
+    ``extra_ca`` (PEM), names always verified.
     """
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    if extra_ca:
-        context.load_verify_locations(cadata=extra_ca)
-    return context
+    return {
+        "http/1.1": backend.client_context(extra_ca, ("http/1.1",)),
+        "h2": backend.client_context(extra_ca, ("h2", "http/1.1")),
+    }

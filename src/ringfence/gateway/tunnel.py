@@ -23,13 +23,13 @@ from ringfence.gateway.turns import QUANTUM, Reader, Turns
 if TYPE_CHECKING:
     from ringfence.gateway.core.tunnels import Tunnel
     from ringfence.gateway.relay import ClientLink
-    from ringfence.gateway.upstream import UpstreamLink
+    from ringfence.gateway.uplink import UpstreamLink
 
 _AT_ONCE: Final = 1 << 20
 _FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _F_SETPIPE_SZ: Final = 1031
 _PIPES_KEPT: Final = 32
-_NEVER: Final = 1 << 62
+NEVER: Final = 1 << 62
 
 
 class Relay:
@@ -60,6 +60,8 @@ class Relay:
         upstream.transport.set_protocol(back)
         upstream.on_close = self.stop
         client.resume()
+        if client.heard_all:
+            self.ended(out)
 
     def moved(self, half: _Half, size: int, reader: Reader) -> None:
         turns = self._turns
@@ -95,7 +97,7 @@ class Relay:
                 _Pump(self, loop, back, self._finish_half),
             )
         except OSError:  # out of descriptors: the transports can do it
-            self._limit = _NEVER
+            self._limit = NEVER
             for half in self._halves:
                 half.source.resume_reading()
 
@@ -114,14 +116,26 @@ class Relay:
         return self._limit == 0 and self._pumps is None
 
     def ended(self, half: _Half) -> None:
-        """One side sends no more: so be it said to the other."""
+        """One side sends no more: so be it said to the other. TLS to an upstream proxy knows no half of an end."""
         half.ended = True
         with contextlib.suppress(OSError, RuntimeError):
-            half.target.write_eof()
-        if all(each.ended for each in self._halves):
-            self._tunnel.finished(b"done", time())
-            self.stop()
-            self._client.abort()
+            if half.target.can_write_eof():
+                half.target.write_eof()
+            else:
+                half.target.close()
+        self.part()
+
+    def part(self) -> None:
+        """Both sides send no more: this is over as soon as what they said has left our buffers."""
+        if not all(half.ended for half in self._halves):
+            return
+        if any(half.target.get_write_buffer_size() for half in self._halves):
+            for half in self._halves:  # `resume_writing` comes when everything is out
+                half.target.set_write_buffer_limits(high=0)
+            return
+        self._tunnel.finished(b"done", time())
+        self.stop()
+        self._client.abort()
 
     def _finish_half(self, half: _Half, *, broken: bool) -> None:
         if broken:
@@ -142,7 +156,7 @@ class Relay:
     def stop(self) -> None:
         """Let go of everything but the client's transport."""
         pumps, self._pumps = self._pumps, None
-        self._limit = _NEVER
+        self._limit = NEVER
         for pump in pumps or ():
             pump.close()
         self._upstream.transport.abort()
@@ -192,6 +206,7 @@ class _Half(asyncio.Protocol):
             self._relay.try_splice()
         elif not self._relay.spliced:
             self.target.resume_reading()
+            self._relay.part()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._relay.lost(self)

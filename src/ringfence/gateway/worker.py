@@ -23,7 +23,7 @@ import signal
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from time import time
 from typing import Any, Final
 
@@ -31,13 +31,16 @@ import uvloop
 
 from ringfence.application.ports import Addresses
 from ringfence.gateway.authority import Authority
+from ringfence.gateway.backends import choose
 from ringfence.gateway.control import Channel
+from ringfence.gateway.core.chain import Chain
 from ringfence.gateway.core.limits import Limits
 from ringfence.gateway.core.subject import Subject
 from ringfence.gateway.dial import Dialer
 from ringfence.gateway.guest import Guest, Services
 from ringfence.gateway.outbox import Outbox
-from ringfence.gateway.tls import upstream_context
+from ringfence.gateway.proxies import Proxies
+from ringfence.gateway.tls import upstream_contexts
 from ringfence.gateway.turns import Round
 from ringfence.policy.effective import EffectivePolicy
 from ringfence.sandbox.credentials import Binding
@@ -58,6 +61,8 @@ class Worker:
         self._loop = loop
         self._limits = Limits()
         self._support = ""
+        self._wish = ""
+        self._backends = choose("ssl")
         self._channel: Channel | None = None
         self._queue: asyncio.Queue[tuple[Channel, dict[str, Any], list[int]]] = asyncio.Queue()
         self._congested = False
@@ -67,7 +72,7 @@ class Worker:
             loop=loop,
             dialer=Dialer(loop, resolve={}),
             outbox=self.outbox,
-            upstream_context=upstream_context(),
+            upstream_contexts=upstream_contexts(),
             round=Round(loop),
             capacity=max((resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVED) // 2, 1),
         )
@@ -117,6 +122,7 @@ class Worker:
                 "pid": os.getpid(),
                 "sandboxes": {id_: guest.subject.revision for id_, guest in self.guests.items()},
                 "authority": self.services.authority is not None,
+                "tls": self._wish,
             }
         if what == "stats":
             return self.stats()
@@ -151,14 +157,18 @@ class Worker:
 
     def configure(self, message: Mapping[str, Any]) -> None:
         """Set what holds for all sandboxes; sandboxes admitted before keep their limits."""
-        if message.get("upstream_proxy"):
-            raise ValueError("an upstream proxy is not supported: nothing would go through it")
+        chain = Chain.from_wire(message["upstream_proxy"]) if message.get("upstream_proxy") else None
         limits = Limits.from_wire(message.get("limits", {}))
         dialer = Dialer(self._loop, resolve=static_names(message.get("resolve", {})))
-        context = upstream_context(message.get("extra_ca", ""))
+        wish = str(message.get("tls", "auto"))
+        backends = choose(wish)
+        contexts = upstream_contexts(message.get("extra_ca", ""), backends.client)
+        proxies = Proxies(self._loop, dialer, chain, message.get("extra_ca", "")) if chain else None
         before, self.services.dialer = self.services.dialer, dialer
         before.close()
-        self.services.upstream_context = context
+        self.services.proxies = proxies
+        self.services.upstream_contexts = contexts
+        self._wish, self._backends = wish, backends
         self._limits = limits
         self._support = str(message.get("support", ""))
         for guest in self.guests.values():
@@ -167,7 +177,7 @@ class Worker:
 
     def trust(self, key: bytes, certificate: bytes) -> None:
         """Take the certificate authority."""
-        self.services.authority = Authority(key, certificate, now=time)
+        self.services.authority = Authority(key, certificate, now=time, backend=self._backends.server)
 
     async def admit(self, message: Mapping[str, Any], descriptors: list[int]) -> None:
         """Serve a sandbox, or serve it on new sockets."""
@@ -190,6 +200,9 @@ class Worker:
         before = self.guests.pop(subject.id, None)
         if before is not None:
             before.release()
+            subject.budgets.restore(before.subject.budgets.sums(), time())
+        spent = message.get("spent", {})
+        subject.budgets.restore({str(rule): _sums(sums) for rule, sums in spent.items()}, time())
         sockets = {role: socket.socket(fileno=descriptors.pop(0)) for role in roles}
         guest.arm(credentials)
         guest.bind(policy, time())
@@ -209,8 +222,14 @@ class Worker:
                 for id_, guest in self.guests.items()
             },
             "dropped": self.outbox.dropped,
+            "waiting": self.outbox.waiting,
             "connections": self.services.connections,
             "capacity": self.services.capacity,
+            "tls": {
+                "server": self._backends.server.name,
+                "client": self._backends.client.name,
+                "reason": self._backends.reason,
+            },
             "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         }
 
@@ -244,6 +263,11 @@ def _credentials(message: Mapping[str, Any]) -> tuple[Binding, ...]:
         return tuple(map(Binding.from_wire, message["credentials"]))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ValueError("the credentials are not understood") from None
+
+
+def _sums(sums: Sequence[int]) -> tuple[int, int, int]:
+    day, tokens, size = map(int, sums)
+    return day, tokens, size
 
 
 def decision_numbers(prefix: bytes) -> Callable[[], bytes]:
@@ -328,6 +352,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     settle_memory()
     ssl.create_default_context()  # loads what an unprivileged process may not be able to load later
+    choose("auto")  # the same, and the checks of what is not the standard library's
     owner = os.geteuid()
     renounce(arguments.user)
     uvloop.run(serve(socket.socket(fileno=arguments.control_fd), owner))

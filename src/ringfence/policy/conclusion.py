@@ -26,7 +26,8 @@ _VERDICTS = {
 }
 _EFFECTS = (Effect.DENY, Effect.ALLOW, Effect.APPROVAL)
 _PERMISSIVENESS = (Verdict.BLOCKED, Verdict.UNDETERMINED, Verdict.APPROVAL, Verdict.ALLOWED)
-_STRICTNESS = (Inspect.ALWAYS, Inspect.AUTO, Inspect.NEVER)
+_WISHES = (Inspect.ALWAYS, Inspect.NEVER)
+"""Whose wish holds: one rule that says always, else one that says never. `auto` leaves it to the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,19 +42,13 @@ class Circumstances:
         """Return the clauses that say anything now, to this person."""
         return [clause for clause in clauses if clause.applies(self.now, self.teams)]
 
-    def exhausted(self, clause: Clause) -> bool:
-        """Whether the budget of an allow is spent, so that it allows nothing more."""
-        budget, spent = clause.rule.budget, self.spent.get(clause.rule.id)
-        if budget is None or spent is None:
-            return False
-        return any(
-            limit is not None and used >= limit
-            for limit, used in (
-                (budget.tokens_per_day, spent.tokens),
-                (budget.requests_per_minute, spent.requests),
-                (budget.bytes_per_day, spent.bytes),
-            )
-        )
+    def exhausted(self, clause: Clause) -> str:
+        """Return what of an allow's budget is spent, so that it allows nothing more; nothing if it does."""
+        budget = clause.rule.budget
+        if budget is None:
+            return ""
+        spent = self.spent.get(clause.rule.id)
+        return budget.exhausted(spent) if spent is not None else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +109,7 @@ def conclude(matches: Matches, access: NetworkAccess, circumstances: Circumstanc
     if approvals:
         return by_rule(Verdict.APPROVAL, approvals, would)
     if allows:
-        text = f"the budget of {_named(allows)} is spent"
+        text = f"the budget of {_named(allows)} is spent: {circumstances.exhausted(allows[0])}"
         return Finding(Verdict.BLOCKED, Reason.RULE, tuple(allows), text, would)
     return default(would)
 
@@ -124,14 +119,13 @@ def settle(matches: Matches, revision: int) -> Decision:
     if len(matches.network) == 1 and matches.network[0].rule.mode is Mode.ENFORCE:
         clause = matches.network[0]
         verdict = _VERDICTS[clause.effect]
-        wish = clause.rule.inspect if verdict is Verdict.ALLOWED else None
         return Decision(
             verdict=verdict,
             reason=Reason.RULE,
             rules=(clause.ref,),
             revision=revision,
             text=f"{_VERBS[verdict]} by {_named(matches.network)}",
-            inspect=wish or Inspect.ALWAYS,
+            inspect=_inspected(verdict, {clause.rule.inspect}),
         )
     return render(conclude(matches, _ANYTHING, _ANYWHERE), revision)
 
@@ -159,7 +153,6 @@ def meet(one: Finding, other: Finding) -> Finding:
 
 def render(finding: Finding, revision: int) -> Decision:
     """Return a finding as everybody outside sees it."""
-    wishes = {clause.rule.inspect for clause in finding.clauses} if finding.verdict is Verdict.ALLOWED else ()
     return Decision(
         verdict=finding.verdict,
         reason=finding.reason,
@@ -167,8 +160,15 @@ def render(finding: Finding, revision: int) -> Decision:
         revision=revision,
         text=finding.text,
         would=tuple(clause.ref for clause in finding.would),
-        inspect=next((wish for wish in _STRICTNESS if wish in wishes), Inspect.ALWAYS),
+        inspect=_inspected(finding.verdict, {clause.rule.inspect for clause in finding.clauses}),
     )
+
+
+def _inspected(verdict: Verdict, wishes: set[Inspect | None]) -> Inspect:
+    """Return whether TLS is terminated: always where nothing is allowed, or where requests decide."""
+    if verdict is not Verdict.ALLOWED:
+        return Inspect.ALWAYS
+    return next((wish for wish in _WISHES if wish in wishes), Inspect.AUTO)
 
 
 def refusal(reason: Reason, text: str, revision: int) -> Decision:

@@ -58,7 +58,9 @@ class Mode(StrEnum):
 
 
 class Inspect(StrEnum):
-    """Whether TLS towards a host is terminated by the gateway."""
+    """Whether TLS towards a host is terminated by the gateway. It is, unless a rule says ``NEVER``; and where a
+    client refuses that, ``AUTO`` lets us say how to bypass the host.
+    """
 
     ALWAYS = "always"
     AUTO = "auto"
@@ -102,6 +104,21 @@ class Budget:
     requests_per_minute: int | None = None
     bytes_per_day: int | None = None
 
+    def exhausted(self, spent: Spent) -> str:
+        """Return what is spent, in words that say when it is renewed; nothing while there is something left."""
+        return next(
+            (
+                f"{limit} {what}"
+                for limit, used, what in (
+                    (self.tokens_per_day, spent.tokens, "tokens a day, which begins at midnight UTC"),
+                    (self.bytes_per_day, spent.bytes, "bytes a day, which begins at midnight UTC"),
+                    (self.requests_per_minute, spent.requests, "requests a minute"),
+                )
+                if limit is not None and used >= limit
+            ),
+            "",
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
@@ -135,7 +152,7 @@ class Decision:
     would: tuple[RuleRef, ...] = ()
     """Rules in ``evaluate`` mode that matched: what they would have done."""
     inspect: Inspect = Inspect.ALWAYS
-    """The strictest wish of the determining rules; ``NEVER`` only if all of them say so."""
+    """What the determining rules wish: ``ALWAYS`` if one says so, else ``NEVER`` if one does, else ``AUTO``."""
 
     @property
     def allowed(self) -> bool:

@@ -62,7 +62,6 @@ _OPEN_TREE_CLONE: Final = 1
 _OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 0x04
 _NS_GET_USERNS: Final = 0xB701
-_PR_SET_CHILD_SUBREAPER: Final = 36
 
 _OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
@@ -292,11 +291,6 @@ def is_namespace(path: str) -> bool:
         return os.stat(path).st_dev == os.stat("/proc/self/ns/net").st_dev
     except OSError:
         return False
-
-
-def adopt_orphans() -> None:
-    """Become the parent of descendants whose parent ended, so that they can be reaped (``PR_SET_CHILD_SUBREAPER``)."""
-    _checked(_libc.prctl(ctypes.c_int(_PR_SET_CHILD_SUBREAPER), 1, 0, 0, 0), "prctl")
 
 
 def act_as(uid: int, gid: int, groups: Sequence[int]) -> None:

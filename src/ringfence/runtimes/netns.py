@@ -35,6 +35,11 @@ from ringfence.runtimes.identity import identity_of, paused_namespaces
 
 _SO_ATTACH_FILTER: Final = 26
 _ETH_P_ALL: Final = 3
+_IP_TRANSPARENT: Final = 19
+_IP_RECVORIGDSTADDR: Final = 20
+_IPV6_RECVORIGDSTADDR: Final = 74
+_IPV6_TRANSPARENT: Final = 75
+_UDP_CHECKSUM_AT: Final = 6
 _PACKET_IGNORE_OUTGOING: Final = 23
 _SOL_PACKET: Final = 263
 _BACKLOG: Final = 4096
@@ -78,6 +83,7 @@ def build(names: Names, sandbox: str, addresses: Addresses) -> None:
             _bind("/proc/thread-self/ns/net", path)
         _write_settings(firewall.SETTINGS)
         batch(_gate_links(names.net, addresses))
+        run(("ip", "-6", "-batch", "-"), _relay_rule())
         enforce(addresses)
         kernel.join_path(names.net, kernel.CLONE_NEWNET)
         _write_settings(firewall.SETTINGS)
@@ -151,7 +157,8 @@ def listen(addresses: Addresses) -> dict[str, socket.socket]:
                 sock.bind((host, port))
                 if kind == socket.SOCK_STREAM:
                     sock.listen(_BACKLOG)
-        opened["packets"] = _witness()
+        _prepare_relay(opened, addresses)
+        opened["packets"] = _witness(firewall.witness_program(addresses, relayable=False))
     except BaseException:
         for sock in opened.values():
             sock.close()
@@ -159,17 +166,49 @@ def listen(addresses: Addresses) -> dict[str, socket.socket]:
     return opened
 
 
-def _witness() -> socket.socket:
-    """A packet socket on the gate's interface that sees what is refused. Filtered before it is bound."""
-    program = firewall.witness_program()
+def _prepare_relay(opened: dict[str, socket.socket], addresses: Addresses) -> None:
+    """Open what a relay of datagrams needs. Nobody is asked for his privileges later, so each socket has its own."""
+    for suffix, family, level, transparent, told, icmp in (
+        ("4", socket.AF_INET, socket.IPPROTO_IP, _IP_TRANSPARENT, _IP_RECVORIGDSTADDR, socket.IPPROTO_ICMP),
+        (
+            "6",
+            socket.AF_INET6,
+            socket.IPPROTO_IPV6,
+            _IPV6_TRANSPARENT,
+            _IPV6_RECVORIGDSTADDR,
+            socket.IPPROTO_ICMPV6,
+        ),
+    ):
+        receive = opened["udp" + suffix] = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        receive.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        receive.setsockopt(level, transparent, 1)
+        receive.setsockopt(level, told, 1)
+        reply = opened["reply" + suffix] = _sender(family, socket.IPPROTO_UDP)
+        reply.setsockopt(level, transparent, 1)
+        opened["icmp" + suffix] = _sender(family, icmp)
+    opened["udp6"].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    opened["reply6"].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_CHECKSUM, _UDP_CHECKSUM_AT)
+    opened["packets-udp"] = _witness(firewall.witness_program(addresses, relayable=True))
+
+
+def _sender(family: int, protocol: int) -> socket.socket:
+    """A raw socket that hears nothing."""
+    sock = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
+    _attach(sock, firewall.DEAF_PROGRAM)
+    return sock
+
+
+def _attach(sock: socket.socket, program: bytes) -> None:
     text = ctypes.create_string_buffer(program, len(program))
+    told = struct.pack("HL", len(program) // 8, ctypes.addressof(text))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, told)
+
+
+def _witness(program: bytes) -> socket.socket:
+    """A packet socket on the gate's interface that sees what is refused. Filtered before it is bound."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
     try:
-        sock.setsockopt(
-            socket.SOL_SOCKET,
-            _SO_ATTACH_FILTER,
-            struct.pack("HL", len(program) // 8, ctypes.addressof(text)),
-        )
+        _attach(sock, program)
         sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
         sock.bind((firewall.INTERFACE, _ETH_P_ALL))
     except BaseException:
@@ -247,6 +286,15 @@ def _gate_links(sandbox: str, a: Addresses) -> Iterator[str]:
         (a.canary6, firewall.CANARY_MAC),
     ):
         yield f"neigh replace {address} lladdr {mac} dev {gw} nud permanent"
+    yield "link set dev lo up"
+    yield f"route add local 0.0.0.0/0 dev lo table {firewall.RELAYED}"
+    yield f"route add local ::/0 dev lo table {firewall.RELAYED}"
+    yield _relay_rule()
+
+
+def _relay_rule() -> str:
+    """Marked packets are for this host, whatever their destination. Said once for each family."""
+    return f"rule add fwmark {firewall.RELAYED} lookup {firewall.RELAYED}"
 
 
 def _sandbox_links(probe: str, a: Addresses) -> Iterator[str]:

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ringfence.runtimes import kernel
-
 _KILL_PATIENCE: Final = 5.0
 
 
@@ -96,16 +94,6 @@ def _stat(pid: int) -> list[str] | None:
         return None
     fields = text.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else fields
-
-
-def adopt_children() -> None:
-    """Let this process be the parent of what its children leave behind, once, when the daemon begins.
-
-    A runtime's process loses its own parent when the start is over; adopted here, it can be reaped the moment it
-    ends, and ending a sandbox does not wait for whoever reaps elsewhere. Everything that is started is reaped by
-    whoever waits for it, by number: a loop that takes any child would take those of others.
-    """
-    kernel.adopt_orphans()
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,11 @@ _TABLE: Final = (
         variables=(("AWS_ACCESS_KEY_ID", PROXY_MANAGED), ("AWS_SECRET_ACCESS_KEY", PROXY_MANAGED)),
         targets=(
             Target(
-                hosts=("bedrock.*.amazonaws.com", "bedrock-runtime.*.amazonaws.com", "sts.*.amazonaws.com"),
+                hosts=(
+                    "bedrock.?*.amazonaws.com",
+                    "bedrock-runtime.?*.amazonaws.com",
+                    "sts.?*.amazonaws.com",
+                ),
                 form=Form.SIGV4,
             ),
         ),

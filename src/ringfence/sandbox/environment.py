@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ringfence.sandbox.model import SandboxSpec
+from ringfence.sandbox.model import Owner, SandboxSpec
 
 HOME = "/home/agent"
 USER = "agent"
@@ -40,8 +40,10 @@ def working_directory(spec: SandboxSpec) -> str:
     return spec.workspaces[0].path if spec.workspaces else MOUNTLESS
 
 
-def environment(spec: SandboxSpec) -> dict[str, str]:
-    """Return the variables of every command in a sandbox, a person's own last."""
+def environment(spec: SandboxSpec, placeholders: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the variables of every command in a sandbox. ``placeholders`` stand for what is bound on the host; a
+    person's own come last, also before these: who sets a key with ``-e`` wants that one to be seen inside.
+    """
     variables = {
         "HOME": HOME,
         "USER": USER,
@@ -55,6 +57,7 @@ def environment(spec: SandboxSpec) -> dict[str, str]:
         "SANDBOX_ID": spec.id,
         "IS_SANDBOX": "1",
         "NODE_EXTRA_CA_CERTS": OWN_CERTIFICATE,
+        "DENO_CERT": OWN_CERTIFICATE,
         "NODE_USE_ENV_PROXY": "1",
     }
     for name in _PROXY_VARIABLES:
@@ -63,8 +66,15 @@ def environment(spec: SandboxSpec) -> dict[str, str]:
     variables["NO_PROXY"] = variables["no_proxy"] = _NO_PROXY
     for name in _BUNDLE_VARIABLES:
         variables[name] = BUNDLE
+    variables.update(placeholders or {})
     variables.update((name, value) for name, value in spec.environment if name not in RESERVED)
     return variables
+
+
+OWN_VARIABLES = frozenset(
+    environment(SandboxSpec(id="", name="", agent="", owner=Owner(uid=0, gid=0), runtime=""))
+)
+"""What every sandbox sets by itself; no placeholder may take its place."""
 
 
 def network_files(spec: SandboxSpec, *, gateway: str, host: str, gateway6: str) -> Mapping[str, bytes]:

@@ -8,6 +8,7 @@ without, and again only if policy revoked it. :class:`Pairing` does this without
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator
@@ -105,7 +106,9 @@ def text(line: Line, *, today: str, sandbox: bool, path_columns: int | None) -> 
     agent = str(record.get("agent") or "-")
     if sandbox:
         agent = f"{agent}@{record.get('sandbox_name') or record.get('sandbox')}"
-    tail = (asked or str(record.get("protocol") or record.get("transport") or "-"), agent, _rule(record))
+    tail = [asked or str(record.get("protocol") or record.get("transport") or "-"), agent, _rule(record)]
+    if record.get("ended") == "mistrusted":
+        tail.append(str(record.get("text", "")))  # the only one who can say why that client failed
     return f"{head}{plain(_host(record)):<22}   {plain(line.status):<3}  " + "  ".join(
         plain(part) for part in tail
     )
@@ -126,6 +129,8 @@ def _host(record: Record) -> str:
 def _rule(record: Record) -> str:
     if record.get("rule") or record.get("rule_id"):
         return str(record.get("rule") or record.get("rule_id"))
+    if str(record.get("text", "")).startswith("secret misuse"):
+        return "secret misuse"
     return {"default": "default-deny", "guard": "guard", "failure": "failure"}.get(
         str(record.get("reason")), "-"
     )
@@ -189,6 +194,7 @@ def log(
     if as_json and live:
         for record in records:
             out_json(record, indent=None)
+            sys.stdout.flush()  # whoever reads a live log through a pipe wants it now, not by the block
     elif as_json:
         out_json(summary(records, limit))
     else:
@@ -212,14 +218,10 @@ def _gone(daemon: Daemon, sandbox: str) -> RingfenceError | None:
 
 
 def _watching() -> bool:
-    import sys
-
     return sys.stdout.isatty()
 
 
 def _print(lines: Iterator[Line], *, sandbox: bool, columns: int | None, quiet: bool) -> None:
-    import sys
-
     printed = False
     for line in lines:
         printed = True
@@ -315,7 +317,7 @@ def summary(records: Iterator[Record], limit: int) -> dict[str, Any]:
 
 def _proxy_type(record: Record) -> str:
     via = str(record.get("via", ""))
-    if via in ("connect", "forward"):
+    if via in ("connect", "forward", "socks5"):
         return (
             "forward-bypass"
             if record.get("protocol") == "tls" and record.get("verdict") == "allowed"

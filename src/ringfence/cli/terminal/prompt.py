@@ -18,6 +18,9 @@ from contextlib import contextmanager
 from ringfence.cli.terminal.screen import BOLD, err, paint
 
 FOOTER = "Use ↑/↓ to navigate, Enter to select, or press 1–{count}."
+LONG_FOOTER = "Use ↑/↓ to navigate, Enter to select."
+DIGITS = 9
+"""Choices that one key can name."""
 _UP, _DOWN, _ENTER, _CANCEL = "up", "down", "enter", "cancel"
 _KEYS = {
     b"\r": _ENTER,
@@ -39,13 +42,14 @@ def choose(title: str, lines: Sequence[tuple[str, str]], *, default: int) -> int
     with _keys() as descriptor:
         err(f"{title}\n")
         _draw(lines, mark)
-        err(f"\n  {FOOTER.format(count=len(lines))}")
+        footer = FOOTER.format(count=len(lines)) if len(lines) <= DIGITS else LONG_FOOTER
+        err(f"\n  {footer}")
         while (key := _key(descriptor)) != _ENTER:
             if key == _CANCEL:
                 return None
             if key in (_UP, _DOWN):
                 mark = (mark + (1 if key == _DOWN else -1)) % len(lines)
-            elif key.isdigit() and 1 <= int(key) <= len(lines):
+            elif key.isdigit() and 1 <= int(key) <= len(lines) <= DIGITS:
                 mark = int(key) - 1
             else:
                 continue
@@ -64,11 +68,29 @@ def confirm(question: str) -> bool:
     return answer.strip().lower() in ("y", "yes")
 
 
+def hidden(question: str) -> str:
+    """Ask for a line that is not shown as it is typed; empty when the person cancels."""
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    silent = termios.tcgetattr(descriptor)
+    silent[3] &= ~termios.ECHO
+    try:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, silent)
+        sys.stdout.flush()
+        sys.stderr.write(f"{question}: ")
+        sys.stderr.flush()
+        return sys.stdin.readline().rstrip("\r\n")
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        err()
+
+
 def _draw(lines: Sequence[tuple[str, str]], mark: int) -> None:
     span = max(len(name) for name, _ in lines)
+    digits = len(str(len(lines)))
     for index, (name, meaning) in enumerate(lines):
         marker = "❯" if index == mark else " "
-        line = f"  {marker}  {index + 1}. {name:<{span}} — {meaning}"
+        line = f"  {marker}  {index + 1:>{digits}}. {name:<{span}} — {meaning}"
         err(paint(line, BOLD, sys.stderr) if index == mark else line)
 
 

@@ -28,6 +28,8 @@ _BODY_LIMIT: Final = 64 * 1024 * 1024
 _CONNECTIONS: Final = 512
 _IDLE: Final = 60.0
 _CHUNK: Final = 64 * 1024
+_CREDENTIALS: Final = ("authorization", "x-api-key")
+"""Fields that are written down: whether a site saw a key is not for its answer to say, which may be masked."""
 _NAMES: Final = frozenset(place.name for place in SITES)
 
 
@@ -168,6 +170,7 @@ class Sites:
                 "scheme": scheme,
                 "method": request.method,
                 "path": request.path[:256],
+                **{name: request.headers[name][:256] for name in _CREDENTIALS if name in request.headers},
             }
         )
         site = request.host if request.host in _NAMES else place.name

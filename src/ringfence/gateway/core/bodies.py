@@ -9,6 +9,7 @@ section 7.1; CVE-2025-22871).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from ringfence.gateway.core.fields import parse_trailers
@@ -128,6 +129,15 @@ class Chunked:
         self.done = True
         self._held = b""
         return buffer[end:]
+
+
+def chunk(payload: bytes) -> bytes:
+    """Return a payload as a chunk; an empty one is nothing, for an empty chunk is the last."""
+    return b"%x\r\n%b\r\n" % (len(payload), payload) if payload else b""
+
+
+def last_chunk(trailers: Sequence[bytes]) -> bytes:
+    return b"0\r\n%b\r\n" % b"".join(line + b"\r\n" for line in trailers)
 
 
 def body_of(length: int) -> Body:

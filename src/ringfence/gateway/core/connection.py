@@ -1,8 +1,9 @@
 """A client connection from its first byte to the conversation that it turns into.
 
-There are two ways in. An explicit proxy's client says where it wants to go (CONNECT, or an absolute URL); a
-redirected client has gone there already, and the kernel or a synthetic address says where that was. Both
-become a ``Flow``, and from there on they are one: the first bytes tell TLS, HTTP and everything else apart.
+There are two ways in. An explicit proxy's client says where it wants to go (CONNECT, an absolute URL, or
+SOCKS5, which its first byte tells); a redirected client has gone there already, and the kernel or a synthetic
+address says where that was. Both become a ``Flow``, and from there on they are one: the first bytes tell TLS,
+HTTP and everything else apart.
 
 TLS is terminated unless policy says ``inspect: never`` for an allowed host: also towards blocked hosts,
 because a client shows a person a 403 and its reason, but a dropped connection shows nothing. The origin hears
@@ -13,18 +14,27 @@ A connection is always in one phase, kept on its wire; phases replace themselves
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
+from ringfence.gateway.core.flow import Flow, authority_of
 from ringfence.gateway.core.http1 import Http1
 from ringfence.gateway.core.http2 import Http2
 from ringfence.gateway.core.messages import ClientWire, Malformed
+from ringfence.gateway.core.refusal import LEFT, MISTRUST, mistrusted
 from ringfence.gateway.core.sniff import ClientHello, SniffKind, sniff
-from ringfence.gateway.core.subject import Flow, Subject, authority_of
+from ringfence.gateway.core.socks import VERSION4, VERSION5, Socks
+from ringfence.gateway.core.subject import Subject
 from ringfence.gateway.core.tunnels import Tunnel
 from ringfence.policy.model import Decision, Reason, Verdict
+from ringfence.policy.names import HOST_NAME, LOCALHOST
 
 ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _OPEN: Final = (Verdict.ALLOWED, Verdict.UNDETERMINED)
+
+
+Locate = Callable[[str], tuple[str, Decision | None]]
+"""From a host as a client named it to the host that is meant: what a synthetic address stands for, or its refusal."""
 
 
 class Phase(Protocol):
@@ -42,24 +52,15 @@ class Phase(Protocol):
     def revise(self, now: float) -> None: ...
 
 
-def explicit(wire: ClientWire, subject: Subject, now: float, *, canary: bool) -> Phase:
+def _nowhere_else(host: str) -> tuple[str, Decision | None]:
+    return host, None
+
+
+def explicit(
+    wire: ClientWire, subject: Subject, now: float, *, canary: bool, locate: Locate = _nowhere_else
+) -> Phase:
     """Begin with a client of the explicit proxy."""
-
-    def tunnelled(authority: bytes, rest: bytes, moment: float) -> None:
-        host, port = authority_of(authority, 0)
-        if not port:
-            raise Malformed("a CONNECT without a port")
-        flow = Flow(subject, host, port, "connect", canary=canary)
-        opening = Opening(wire, flow, moment)
-        wire.phase = opening
-        if canary:
-            opening.dismiss(moment)
-            return
-        wire.send(ESTABLISHED)
-        if rest:
-            opening.received(rest, moment)
-
-    return Http1(wire, subject, now, tunnelled=tunnelled, canary=canary)
+    return Approach(wire, subject, now, canary, locate)
 
 
 def redirected(
@@ -80,6 +81,83 @@ def redirected(
     if canary:
         opening.dismiss(now)
     return opening
+
+
+class Approach:
+    """A client of the explicit proxy that has not said a byte: the first one tells SOCKS from HTTP.
+
+    Nearly every connection begins with a CONNECT that one before it had, byte for byte: what that said it says again.
+    """
+
+    __slots__ = ("_canary", "_first", "_locate", "_since", "_subject", "deadline", "wire")
+
+    def __init__(self, wire: ClientWire, subject: Subject, now: float, canary: bool, locate: Locate) -> None:
+        self.wire = wire
+        self.deadline = now + subject.limits.head_time
+        self._subject = subject
+        self._since = now
+        self._canary = canary
+        self._locate = locate
+        self._first = b""
+        """What came in one piece and may be a CONNECT and nothing else."""
+
+    def received(self, data: bytes, now: float) -> None:
+        wire, subject = self.wire, self._subject
+        place = subject.connects.get(data)
+        if place is not None:
+            self._established(self._destined(*place, "connect"), ESTABLISHED, b"", now)
+        elif data[0] in (VERSION4, VERSION5):
+            wire.phase = Socks(wire, subject, now, destined=self._destined, established=self._established)
+            wire.phase.received(data, now)
+        else:
+            self._first = data if data.startswith(b"CONNECT ") else b""
+            wire.phase = Http1(wire, subject, self._since, tunnelled=self._tunnelled, canary=self._canary)
+            wire.phase.received(data, now)
+            self._first = b""
+
+    def _tunnelled(self, authority: bytes, rest: bytes, now: float) -> None:
+        """A CONNECT was read, and ``rest`` after it."""
+        host, port = authority_of(authority, 0)
+        if not port:
+            raise Malformed("a CONNECT without a port")
+        if self._first and not rest:
+            self._subject.remember_connect(self._first, host, port)
+        self._established(self._destined(host, port, "connect"), ESTABLISHED, rest, now)
+
+    def _destined(self, host: str, port: int, via: str) -> Flow:
+        place, refusal = self._locate(host)
+        flow = Flow(self._subject, place, port, via, canary=self._canary)
+        if refusal is not None and flow.fixed is None:
+            flow.refuse(refusal)
+        return flow
+
+    def _established(self, flow: Flow, answer: bytes, rest: bytes, now: float) -> None:
+        wire = self.wire
+        opening = wire.phase = Opening(wire, flow, now)
+        if self._canary:
+            opening.dismiss(now)
+            return
+        wire.send(answer)
+        if rest:
+            opening.received(rest, now)
+
+    def eof(self, now: float) -> None:  # noqa: ARG002  # nothing was asked for
+        self.wire.finish()
+
+    def lost(self, now: float) -> None:
+        """Nothing was asked for."""
+
+    def filled(self) -> None:
+        """Nothing was sent."""
+
+    def drained(self, now: float) -> None:
+        """Nothing was sent."""
+
+    def expire(self, now: float) -> None:  # noqa: ARG002  # nothing was asked for
+        self.wire.finish()
+
+    def revise(self, now: float) -> None:
+        """Nothing has been decided yet."""
 
 
 class Opening:
@@ -153,7 +231,8 @@ class Opening:
         flow.secure = True
         self._over = True
         self.wire.phase = Securing(self.wire, flow, now)
-        self.wire.terminate(name or flow.known_as or flow.host, self._buffer)
+        host = name or flow.known_as or flow.host
+        self.wire.terminate(HOST_NAME if host == LOCALHOST else host, self._buffer)
 
     def _tunnel(self, protocol: str, now: float) -> None:
         self._over = True
@@ -247,17 +326,23 @@ class Securing:
         flow = self._flow
         flow.protocol = "tls"
         decision = flow.decision(now)
-        flow.record(decision, now, text, b"failed" if decision.verdict in _OPEN else b"")
+        ended = b""
+        if decision.verdict in _OPEN:
+            ended = b"failed"
+            if text in MISTRUST:
+                ended = b"mistrusted"
+                text = f"{text}; {mistrusted(decision, flow.place, flow.subject.contact)}"
+        flow.record(decision, now, text, ended)
         self.wire.reset()
 
     def received(self, data: bytes, now: float) -> None:
         """The shell keeps the handshake's bytes to itself."""
 
     def eof(self, now: float) -> None:
-        self.insecure("the client left during the TLS handshake", now)
+        self.insecure(LEFT, now)
 
     def lost(self, now: float) -> None:
-        self.insecure("the client left during the TLS handshake", now)
+        self.insecure(LEFT, now)
 
     def filled(self) -> None:
         """A handshake is small."""

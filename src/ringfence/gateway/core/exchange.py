@@ -1,30 +1,31 @@
 """One request and its response: decided, recorded, forwarded, and recorded again.
 
-An exchange stands between a conversation (the client's HTTP/1 or HTTP/2) and one upstream connection. It
+An exchange stands between a conversation (the client's HTTP/1 or HTTP/2) and a carrier (the destination's). It
 decides before anything leaves, so a refused request costs no DNS question and no connection. It records
 ``opened`` before the first byte goes upstream and ``closed`` when it is over, whatever way it ends. Bodies
-pass through as they come; the slower side pauses the faster one.
+pass through as they come, both ways at once if need be; the slower side pauses the faster one.
 
-Events are the public methods below; commands go to the conversation and to the upstream wire.
+Events are the public methods below; commands go to the conversation and to the carrier. Neither knows the other, so
+every version of HTTP on one side goes with every version on the other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from ringfence.gateway.core import journal
-from ringfence.gateway.core.bodies import Body, body_of
-from ringfence.gateway.core.heads import BARE, END, parse_response, render_request
+from ringfence.gateway.core import journal, refusal
+from ringfence.gateway.core.flow import Flow
 from ringfence.gateway.core.messages import (
-    CHUNKED,
+    CANCEL,
+    INTERNAL_ERROR,
     UPGRADED,
+    Carrier,
     Conversation,
-    Malformed,
     Request,
     Response,
-    UpstreamWire,
 )
-from ringfence.gateway.core.subject import Flow
+from ringfence.gateway.core.treated import Treated
 from ringfence.policy.model import Decision, Verdict
 
 _ALLOWED: Final = Verdict.ALLOWED
@@ -32,24 +33,8 @@ _AGAIN: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRA
 """Methods that may be sent twice when a reused connection turns out to be dead (RFC 9110 section 9.2.2)."""
 
 
-class Exchange:
+class Exchange(Treated):
     """See the module. ``number`` is the conversation's own (a stream id)."""
-
-    over = False
-    upstream: UpstreamWire | None = None
-    response: Response | None = None
-    deadline = 0.0
-    _fields = b""
-    _body: Body | None = None
-    _head = b""
-    _interim = 0
-    _pending_size = 0
-    _recorded = False
-    _again = False
-    _sent = 0
-    _received = 0
-    _first = 0.0
-    # Defaults above, because most exchanges change few of them and there is one for every request.
 
     def __init__(
         self, conversation: Conversation, flow: Flow, request: Request, number: int, now: float
@@ -65,9 +50,23 @@ class Exchange:
         self.uploaded = request.length == 0
         """The whole request body came in."""
         self.decision = flow.judge(request.method, request.path, now)
+        self.over = False
+        self.upstream: Carrier | None = None
+        self.response: Response | None = None
+        self.treatment = None
+        self.deadline = 0.0
+        self.retry = 0
+        """In how many seconds a client that is refused may ask again, if that is a matter of a minute."""
         self._limits = subject.limits
         self._epoch = subject.epoch
         self._pending: list[bytes] = []
+        self._pending_size = 0
+        self._trailers: Sequence[bytes] = ()
+        self._fields = b""
+        self._interim = 0
+        self._recorded = self._again = False
+        self._sent = self._received = 0
+        self._first = 0.0
 
     @property
     def upgraded(self) -> bool:
@@ -85,42 +84,54 @@ class Exchange:
         request = self.request
         if request.overrides and self.flow.decision(now).verdict is _ALLOWED:
             request.lines += request.overrides
+        if self.flow.plan is None or self._treat(now):
+            self._dial(now)
+
+    def _dial(self, now: float) -> None:
         self.deadline = now + self._limits.dial_time * 2
         self.conversation.wire.request(self, self.flow.route(), fresh=False)
 
     def upload(self, payload: bytes, now: float) -> None:
         """More of the request's body, or of an upgraded connection."""
-        if self.request.length == CHUNKED and self.response is None:
-            payload = b"%x\r\n%b\r\n" % (len(payload), payload)
-        self._put(payload, now)
-
-    def upload_done(self, trailers: list[bytes], now: float) -> None:
-        self.uploaded = True
-        if self.request.length == CHUNKED:
-            self._put(b"0\r\n%b\r\n" % b"".join(line + b"\r\n" for line in trailers), now)
-
-    def _put(self, payload: bytes, now: float) -> None:
         if self.over:
             return
         limits = self._limits
-        if self.upstream is None:
+        upstream, treatment = self.upstream, self.treatment
+        if treatment is not None:
+            taken = self._taken(treatment, payload, now)
+            if taken is None:
+                return
+            payload = taken
+        if upstream is None:
             self._pending.append(payload)
             self._pending_size += len(payload)
             if self._pending_size > limits.pending_bytes:
                 self.conversation.hold(self, True)
             return
-        self._sent += len(payload)
-        self.deadline = now + (limits.tunnel_time if self.upgraded else limits.first_byte_time)
-        self.upstream.send(payload)
+        self.deadline = now + (limits.tunnel_time if self.upgraded else limits.idle_time)
+        self._sent += upstream.send(payload)
+        if treatment is not None and treatment.accounts:
+            self._overspent(treatment, now)
 
-    def client_gone(self, now: float) -> None:
+    def upload_done(self, trailers: Sequence[bytes], now: float) -> None:
+        """The request's body is complete."""
+        self.uploaded = True
+        self._trailers = trailers
+        upstream, treatment = self.upstream, self.treatment
+        if self.over or (treatment is not None and not self._concluded(treatment, now)) or upstream is None:
+            return
+        limits = self._limits
+        self.deadline = now + (limits.first_byte_time if self.response is None else limits.idle_time)
+        self._sent += upstream.conclude(self._trailers)
+
+    def client_gone(self, now: float, code: int = CANCEL) -> None:
         """Nobody waits for the response any more."""
         self.now = now
-        self._end(b"client", now)
+        self._end(b"client", now, code)
 
     # -- the upstream's side ------------------------------------------------------------------------------
 
-    def connected(self, upstream: UpstreamWire, now: float) -> None:
+    def connected(self, upstream: Carrier, now: float) -> None:
         """An upstream connection is there, verified and checked. The shell never calls this once ``over``."""
         self.now = now
         subject = self.flow.subject
@@ -132,18 +143,24 @@ class Exchange:
                 return
             self.decision = decision
         self.upstream = upstream
-        request = self.request
         if not self._recorded:
             self._record_opened(upstream.address, now)
-        out = render_request(request, self.flow.authority)
+        payload = b""
         if self._pending:
-            out += b"".join(self._pending)
+            payload = b"".join(self._pending)
             self._pending.clear()
             if self._pending_size > self._limits.pending_bytes:
                 self.conversation.hold(self, False)
-        self._sent += len(out)
-        self.deadline = now + self._limits.first_byte_time
-        upstream.send(out)
+            self._pending_size = 0
+        limits = self._limits
+        if self.uploaded:
+            self.deadline = now + limits.first_byte_time
+            trailers: Sequence[bytes] | None = self._trailers
+        else:
+            self.deadline = now + limits.idle_time
+            trailers = None
+        request = self.request if self.treatment is None else self.treatment.request
+        self._sent += upstream.ask(self, request, self.flow.authority, payload, trailers)
 
     def failed(self, status: int, text: str, now: float, decision: Decision | None = None) -> None:
         """There is no upstream connection: refused by ``decision`` about its addresses, or not reached."""
@@ -155,132 +172,127 @@ class Exchange:
             return
         self._trouble(status, text, now, b"upstream")
 
-    def received(self, data: bytes, now: float) -> None:
-        """Bytes from upstream."""
+    def informed(self, response: Response, now: float) -> None:
+        """An interim response."""
         self.now = now
-        if self.response is not None:
-            self._receive_body(data, now)
+        self._interim += 1
+        if self._interim > self._limits.interim:
+            self._trouble(502, "the response has too many interim responses", now, b"upstream")
             return
-        if self._head:
-            data = self._head + data
-        limits = self._limits
-        while True:
-            end = data.find(END)
-            if end < 0 or end > limits.head_bytes:
-                self._wait_for_head(data, now)
-                return
-            end += 4
-            try:
-                response = parse_response(data[:end], self.request.method, limits.fields)
-                if response.length == UPGRADED:
-                    self._check_upgrade(response)
-            except Malformed as flaw:
-                self._trouble(502, flaw.text, now, b"upstream")
-                return
-            data = data[end:]
-            if response.status >= 200 or response.length == UPGRADED:
-                break
-            self._interim += 1
-            if self._interim > limits.interim:
-                self._trouble(502, "the response has too many interim responses", now, b"upstream")
-                return
-            self.conversation.inform(self, response)
-        self._head = b""
-        self._first = now
-        self.response = response
-        length = response.length
-        if length == len(data) or not length:  # all of it is there, as of nearly all short ones
-            self._received += length
-            self._finish(data[length:], b"done", now)
-            self.conversation.complete(self, response, data[:length], [])
-        else:
-            self._respond(response, data, now)
+        if self.treatment is not None:
+            self.treatment.inform(response)
+        self.conversation.inform(self, response)
 
-    def _wait_for_head(self, data: bytes, now: float) -> None:
-        if len(data) > self._limits.head_bytes:
-            self._trouble(502, "the response's head is too long", now, b"upstream")
-        elif BARE(data):
-            self._trouble(502, "the response's head is malformed", now, b"upstream")
-        else:
-            self._head = data
-
-    def _receive_body(self, data: bytes, now: float) -> None:
-        body = self._body
-        if body is None:  # another protocol
-            self._received += len(data)
-            self.deadline = now + self._limits.tunnel_time
-            self.conversation.extend(self, data)
-            return
-        self.deadline = now + self._limits.idle_time
-        try:
-            payload, rest = body.feed(data)
-        except Malformed:
-            self._break(b"upstream", now)
-            return
+    def answered(self, response: Response, payload: bytes, now: float) -> None:
+        """The response's head, and what is there of its body; more follows."""
+        treatment = self.treatment
         self._received += len(payload)
-        if body.done:
-            self._finish(rest, b"done", now)
-            self.conversation.conclude(self, payload, body.trailers)
-        elif payload:
+        if treatment is not None:
+            flaw = treatment.meet(response)
+            if flaw:
+                self._trouble(502, flaw, now, b"upstream")
+                return
+            payload = treatment.passed(payload)
+        self._meet(response, now)
+        limits = self._limits
+        self.deadline = now + (limits.tunnel_time if response.length == UPGRADED else limits.idle_time)
+        self.conversation.respond(self, response, payload)
+        if treatment is not None and treatment.accounts:
+            self._overspent(treatment, now)
+
+    def passed(self, payload: bytes, now: float) -> None:
+        """More of the response's body, or of another protocol after a 101."""
+        self.now = now
+        limits = self._limits
+        self.deadline = now + (limits.tunnel_time if self.upgraded else limits.idle_time)
+        if payload:
+            self._received += len(payload)
+            treatment = self.treatment
+            if treatment is not None:
+                payload = treatment.passed(payload)
+                if (treatment.accounts and self._overspent(treatment, now)) or not payload:
+                    return
             self.conversation.extend(self, payload)
 
-    def _check_upgrade(self, response: Response) -> None:
-        asked = {name.strip().lower() for name in self.request.upgrade.split(b",")}
-        if not self.request.upgrade or response.upgrade.strip().lower() not in asked:
-            raise Malformed("a 101 that nobody asked for", 502)
-
-    def _respond(self, response: Response, data: bytes, now: float) -> None:
-        limits = self._limits
-        if response.length == UPGRADED:
-            self.deadline = now + limits.tunnel_time
-            self._received += len(data)
-            self.conversation.respond(self, response, data)
-            return
-        body = self._body = body_of(response.length)
-        self.deadline = now + limits.idle_time
-        try:
-            payload, rest = body.feed(data) if data else (data, data)
-        except Malformed as flaw:
-            self.response = None
-            self._trouble(502, flaw.text, now, b"upstream")
-            return
+    def completed(self, response: Response, payload: bytes, trailers: Sequence[bytes], now: float) -> None:
+        """A whole response, all at once."""
         self._received += len(payload)
-        if body.done:
-            self._finish(rest, b"done", now)
-            self.conversation.complete(self, response, payload, body.trailers)
-        else:
-            self.conversation.respond(self, response, payload)
+        if self.treatment is not None:
+            flaw = self.treatment.meet(response)
+            if flaw:
+                self.upstream = None  # it has taken care of its connection
+                self._trouble(502, flaw, now, b"upstream")
+                return
+            payload, trailers = self.treatment.concluded(payload, trailers)
+        self._meet(response, now)
+        self._done(response, now)
+        self.conversation.complete(self, response, payload, trailers)
 
-    def ended(self, now: float) -> None:
-        """The upstream said that it sends no more, and proved it where TLS can."""
-        if self.over:
-            return
+    def concluded(self, payload: bytes, trailers: Sequence[bytes], now: float) -> None:
+        """The rest of the response's body, and its end."""
+        assert self.response is not None
         self.now = now
-        response = self.response
-        if response is not None and response.length < CHUNKED:  # endless, or another protocol
-            self._finish(b"", b"done", now)
-            self.conversation.conclude(self, b"", [])
-        else:
-            self.lost("the connection was closed before the response was complete", now)
+        self._received += len(payload)
+        if self.treatment is not None:
+            payload, trailers = self.treatment.concluded(payload, trailers)
+        self._done(self.response, now)
+        self.conversation.conclude(self, payload, trailers)
 
-    def lost(self, text: str, now: float) -> None:
-        """The upstream connection broke."""
+    def _meet(self, response: Response, now: float) -> None:
+        """The final response's head is there."""
+        self.now = self._first = now
+        self.response = response
+
+    def malformed(self, text: str, now: float) -> None:
+        """What the origin sends is no response."""
+        self.now = now
+        if self.response is None:
+            self._trouble(502, text, now, b"upstream")
+        else:
+            self._break(b"upstream", now)
+
+    def lost(self, text: str, now: float, *, untouched: bool = True) -> None:
+        """The upstream connection broke, perhaps before it brought anything (``untouched``)."""
         self.now = now
         if self.over:
             return
         upstream = self.upstream
         if self.response is not None:
             self._break(b"upstream", now)
-        elif upstream is not None and self._may_try_again(upstream):
+        elif upstream is not None and untouched and self._may_try_again(upstream):
             self._again = True
             self.upstream = None
             self.conversation.wire.request(self, self.flow.route(), fresh=True)
         else:
             self._trouble(502, text, now, b"upstream")
 
-    def _may_try_again(self, upstream: UpstreamWire) -> bool:
+    def refused(self, kept: bytes | None, code: int, text: str, now: float) -> None:
+        """The origin has not touched the request, and says so (RFC 9113 section 8.7). ``kept`` is what was sent of
+        its body."""
+        if kept is None or self._again:
+            self.reset(code, text, now)
+            return
+        self.now = now
+        self._again = True
+        self.upstream = None
+        if kept:
+            self._pending = [kept]
+            self._pending_size = len(kept)
+        self.conversation.hold(self, False)
+        self.conversation.wire.request(self, self.flow.route(), fresh=True)
+
+    def reset(self, code: int, text: str, now: float) -> None:
+        """The origin gave up the request, with a code that a client of the same kind understands."""
+        self.now = now
+        self.upstream = None
+        if self.response is None and self.request.version < 2:
+            self._trouble(502, text, now, b"upstream")
+        else:
+            self._break(b"upstream", now, code or INTERNAL_ERROR, text)
+
+    def _may_try_again(self, upstream: Carrier) -> bool:
         request = self.request
-        untouched = not self._head and not self._interim and not self._again
+        untouched = not self._interim and not self._again
         return upstream.reused and untouched and request.length == 0 and request.method in _AGAIN
 
     def throttle(self, full: bool) -> None:
@@ -319,7 +331,7 @@ class Exchange:
             self._break(b"revoked", now)
 
     def _judge_again(self, address: str, now: float) -> Decision:
-        decision = self.flow.judge(self.request.method, self.request.path, now)
+        decision = self.flow.judge(self.request.method, self.request.path, now, counted=False)
         self._epoch = self.flow.subject.epoch
         if decision.verdict is not _ALLOWED:
             return decision
@@ -332,9 +344,20 @@ class Exchange:
         self.over = True
         self.decision = decision
         request, flow = self.request, self.flow
-        fields = journal.asking(flow.shared(decision), request.method, request.path)
-        fields += b',"status":%d' % flow.status
-        flow.subject.sink(journal.opened(self.id, now, fields), False)
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.close()
+        if flow.subject.budgets:
+            self.retry = flow.subject.retry(decision, now)
+        status = refusal.LATER if self.retry else flow.status
+        if self._recorded:
+            self._record_closed(status, b"failed", now, decision.text)
+        else:
+            fields = journal.asking(flow.shared(decision), request.method, request.path)
+            fields += b',"status":%d' % status
+            flow.subject.sink(journal.opened(self.id, now, fields), False)
+            if self.treatment is not None:
+                self.treatment.close(now)
         self.conversation.refuse(self, decision)
 
     def _trouble(self, status: int, text: str, now: float, ended: bytes) -> None:
@@ -348,43 +371,36 @@ class Exchange:
         self._record_closed(status, ended, now, text)
         self.conversation.trouble(self, text, status)
 
-    def _break(self, ended: bytes, now: float) -> None:
+    def _break(self, ended: bytes, now: float, code: int = INTERNAL_ERROR, text: str = "") -> None:
         """End an exchange whose response has begun, or that may not go on."""
-        self._end(ended, now)
-        self.conversation.abort(self)
+        self._end(ended, now, text=text)
+        self.conversation.abort(self, code)
 
-    def _end(self, ended: bytes, now: float) -> None:
+    def _end(self, ended: bytes, now: float, code: int = CANCEL, text: str = "") -> None:
         if self.over:
             return
         self.over = True
         upstream = self.upstream
         self.upstream = None
         if upstream is not None:
-            upstream.close()
+            upstream.close(code)
         if not self._recorded:
             self._record_opened("", now)
-        self._record_closed(self.response.status if self.response else 0, ended, now)
+        self._record_closed(self.response.status if self.response else 0, ended, now, text)
 
-    def _finish(self, rest: bytes, ended: bytes, now: float) -> None:
-        """The response is complete. What follows it was not asked for (response queue poisoning): never reuse
-        that.
-        """
+    def _done(self, response: Response, now: float) -> None:
+        """The response is complete; the carrier has taken care of its connection."""
         self.over = True
-        upstream, response = self.upstream, self.response
-        assert upstream is not None
-        assert response is not None
         self.upstream = None
-        self._record_closed(response.status, ended, now)
-        if rest or response.close or response.length == UPGRADED or not self.uploaded:
-            upstream.close()
-        else:
-            upstream.release()
+        self._record_closed(response.status, b"done", now)
 
     def _record_opened(self, address: str, now: float) -> None:
         self._recorded = True
         flow, request = self.flow, self.request
         shared = flow.shared(self.decision)
         fields = self._fields = journal.asking(shared, request.method, request.path, address)
+        if self.treatment is not None:
+            fields = self._fields = fields + self.treatment.named
         flow.subject.sink(journal.opened(self.id, now, fields), True)
 
     def _record_closed(self, status: int, ended: bytes, now: float, text: str = "") -> None:
@@ -392,7 +408,9 @@ class Exchange:
         if text:
             flow, request = self.flow, self.request
             fields = journal.asking(flow.annotated(self.decision, text), request.method, request.path)
+        if self.treatment is not None:
+            fields += self.flow.settle(self.treatment, self._sent + self._received, now)
         record = journal.closed(
             self.id, now, fields, status, ended, self._started, self._first, self._sent, self._received
         )
-        self.flow.subject.sink(record, True)
+        self.flow.subject.sink(record, self.decision.verdict is _ALLOWED)

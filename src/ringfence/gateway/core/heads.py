@@ -28,7 +28,7 @@ _LONGEST: Final = 18
 BARE: Final = re.compile(rb"\r(?!\n)(?!\Z)|(?<!\r)\n").search
 """A CR or LF that is not half of a CRLF: no line ends there (RFC 9112 section 2.2)."""
 
-_HAS_A_BODY: Final = frozenset({b"POST", b"PUT", b"PATCH"})
+HAS_A_BODY: Final = frozenset({b"POST", b"PUT", b"PATCH"})
 """Methods whose requests say so when they have none (RFC 9110 section 8.6)."""
 END: Final = b"\r\n\r\n"
 _sort_request: Final = fields.Sorter(fields.OF_REQUESTS).sort
@@ -39,7 +39,10 @@ REASONS: Final[dict[int, bytes]] = {
     400: b"Bad Request",
     403: b"Forbidden",
     408: b"Request Timeout",
+    413: b"Content Too Large",
+    415: b"Unsupported Media Type",
     421: b"Misdirected Request",
+    429: b"Too Many Requests",
     431: b"Request Header Fields Too Large",
     501: b"Not Implemented",
     502: b"Bad Gateway",
@@ -200,7 +203,7 @@ def render_request(request: Request, host: bytes) -> bytes:
 def _render_tail(request: Request, host: bytes) -> bytes:
     parts = [b" HTTP/1.1\r\nHost: " + host]
     parts += request.lines
-    if request.length > 0 or (request.length == 0 and request.method in _HAS_A_BODY):
+    if request.length > 0 or (request.length == 0 and request.method in HAS_A_BODY):
         parts.append(b"Content-Length: %d" % request.length)
     elif request.length == CHUNKED:
         parts.append(b"Transfer-Encoding: chunked")

@@ -11,14 +11,15 @@ one begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ringfence.gateway.core import journal, refusal
-from ringfence.gateway.core.bodies import Body, body_of
+from ringfence.gateway.core.bodies import Body, body_of, chunk, last_chunk
 from ringfence.gateway.core.exchange import Exchange
+from ringfence.gateway.core.flow import Flow, authority_of
 from ringfence.gateway.core.heads import BARE, END, is_model, parse_again, parse_request, render_response
 from ringfence.gateway.core.messages import UPGRADED, ClientWire, Malformed, Request, Response
-from ringfence.gateway.core.subject import Flow, Subject, authority_of
+from ringfence.gateway.core.subject import Subject
 from ringfence.policy.model import Decision, Reason
 
 
@@ -209,6 +210,7 @@ class Http1:
         if payload:
             exchange.upload(payload, now)
         if body.done:
+            self.deadline = 0.0  # the exchange has a nearer one now
             exchange.upload_done(body.trailers, now)
             if rest:
                 self._wait(rest)
@@ -259,31 +261,33 @@ class Http1:
         elif request.version:
             self._chunking = True
             framing = b"Transfer-Encoding: chunked"
-            payload = _chunk(payload)
+            payload = chunk(payload)
         else:
             self._chunking = False
             self._closing = True
             framing = b""
         self.wire.send(render_response(response, framing=framing, close=self._closing) + payload)
 
-    def complete(self, exchange: Exchange, response: Response, payload: bytes, trailers: list[bytes]) -> None:
+    def complete(
+        self, exchange: Exchange, response: Response, payload: bytes, trailers: Sequence[bytes]
+    ) -> None:
         if self._body is not None:
             self._closing = True
         framing = b""
         if trailers and exchange.request.version:
             framing = b"Transfer-Encoding: chunked"
-            payload = _chunk(payload) + _last_chunk(trailers)
+            payload = chunk(payload) + last_chunk(trailers)
         elif payload or _has_length(exchange, response):
             framing = b"Content-Length: %d" % len(payload)
         self.wire.send(render_response(response, framing=framing, close=self._closing) + payload)
         self._ended(exchange.now)
 
     def extend(self, exchange: Exchange, payload: bytes) -> None:  # noqa: ARG002  # there is one
-        self.wire.send(_chunk(payload) if self._chunking else payload)
+        self.wire.send(chunk(payload) if self._chunking else payload)
 
-    def conclude(self, exchange: Exchange, payload: bytes, trailers: list[bytes]) -> None:
+    def conclude(self, exchange: Exchange, payload: bytes, trailers: Sequence[bytes]) -> None:
         if self._chunking:
-            payload = _chunk(payload) + _last_chunk(trailers)
+            payload = chunk(payload) + last_chunk(trailers)
         if payload:
             self.wire.send(payload)
         if exchange.upgraded:
@@ -295,7 +299,13 @@ class Http1:
         if request.length or request.expect:
             self._closing = True
         wants_json = refusal.wants_json(request.lines)
-        response = flow.refusal(decision, exchange.id, wants_json=wants_json, close=self._closing)
+        if exchange.retry:
+            notice = refusal.postponed(
+                decision, flow.place, exchange.id, exchange.retry, flow.subject.contact, wants_json=wants_json
+            )
+            response = refusal.http1(notice, close=self._closing, headless=False)
+        else:
+            response = flow.refusal(decision, exchange.id, wants_json=wants_json, close=self._closing)
         if request.method == b"HEAD":
             response = response[: response.index(END) + 4]
         self.wire.send(response)
@@ -310,7 +320,7 @@ class Http1:
         self.wire.send(refusal.http1(notice, close=self._closing, headless=request.method == b"HEAD"))
         self._ended(exchange.now)
 
-    def abort(self, exchange: Exchange) -> None:  # noqa: ARG002  # there is one
+    def abort(self, exchange: Exchange, code: int) -> None:  # noqa: ARG002  # there is one; no codes
         self._exchange = None
         self._closing = True
         self.wire.reset()
@@ -406,14 +416,6 @@ class Http1:
             number, subject = self._subject.ids(), self._subject
             subject.sink(journal.opened(number, now, flow.shared(decision) + b',"ended":"revoked"'), False)
             self.wire.finish()
-
-
-def _chunk(payload: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(payload), payload) if payload else b""
-
-
-def _last_chunk(trailers: list[bytes]) -> bytes:
-    return b"0\r\n%b\r\n" % b"".join(line + b"\r\n" for line in trailers)
 
 
 def _has_length(exchange: Exchange, response: Response) -> bool:

@@ -45,17 +45,38 @@ class Limits:
     streams: int = 100
     """Concurrent HTTP/2 streams of one connection. ``core.http2``."""
     floods: int = 200
-    """HTTP/2 resets, pings, settings and the like within ``flood_time`` before the connection is cut.
-    ``core.http2``."""
+    """HTTP/2 resets, pings, settings and the like within ``flood_time`` before the connection is cut; what
+    the peer is sent gives it credit. ``core.multiplex``."""
     flood_time: float = 10.0
     interim: int = 32
     """1xx responses to one request. ``core.exchange``."""
     pending_bytes: int = 65_536
     """Bytes held for a side that is not ready yet, before the other side is paused. ``core.exchange``."""
+    unheard_bytes: int = 64 * 1_048_576
+    """Of an HTTP/2 upload that was answered before its end: taken and thrown away before its stream is reset.
+    ``core.http2``."""
+    replaced_bytes: int = 1_048_576
+    """A request's body in which a placeholder is replaced. ``core.treatment``."""
+    signed_bytes: int = 16 * 1_048_576
+    """A request's body that is hashed for a signature. ``core.treatment``."""
+    held_bytes: int = 64 * 1_048_576
+    """All such bodies of one sandbox. ``core.treatment``."""
     idle_upstreams: int = 128
     """Idle pooled connections to one origin of one sandbox. ``upstream``."""
     idle_upstream_time: float = 60.0
     """How long an idle pooled connection is kept. ``upstream``."""
+    udp_flows: int = 512
+    """UDP flows of one sandbox; the one that was silent longest goes. ``datagrams``."""
+    udp_waiting: int = 64
+    """UDP flows that have not reached their destination yet. ``datagrams``."""
+    udp_held: int = 8
+    """Datagrams held of one that has not. ``core.datagrams``."""
+    udp_held_bytes: int = 131_072
+    """Bytes of these. ``core.datagrams``."""
+    udp_time: float = 60.0
+    """Silence in a UDP flow. ``core.datagrams``."""
+    udp_unanswered_time: float = 30.0
+    """Silence in a UDP flow that was never answered. ``core.datagrams``."""
     splice_bytes: int = 1_048_576
     """After so many bytes in one direction a tunnel moves into the kernel. ``tunnel``."""
     record_bytes: int = 16 * 1_048_576

@@ -27,6 +27,12 @@ UNTIL_CLOSE: Final = -2
 UPGRADED: Final = -3
 """A response's length: a 101; what follows belongs to another protocol."""
 
+NO_ERROR: Final = 0
+INTERNAL_ERROR: Final = 2
+CANCEL: Final = 8
+"""Why a stream ends (RFC 9113 section 7); what neither side said is ``INTERNAL_ERROR`` towards a client and
+``CANCEL`` towards an origin."""
+
 
 class Malformed(Exception):
     """Bytes that are refused rather than repaired: the status to answer with, and what is wrong with them."""
@@ -40,47 +46,53 @@ class Malformed(Exception):
 class Request:
     """One request head, checked. ``lines`` are its end-to-end fields as they are sent on, without framing
     fields.
-
-    There is one for every request, so what few of them say is a default of the class.
     """
 
-    scheme = b""
-    """Of an absolute form, or ``:scheme``."""
-    origin = b""
-    """What an absolute form has in front of its path."""
-    authority = b""
-    """Host, or the authority that an absolute form and its Host agree on."""
-    version = 1
-    """The minor version of HTTP/1; 2 for HTTP/2."""
+    # No defaults of the class: to write all of them once is cheaper than to look for a few there.
     lines: list[bytes]
-    overrides: Sequence[bytes] = ()
-    """Fields that some servers take for another method; not sent where policy looks at methods."""
-    length = 0
-    close = False
-    expect = False
-    upgrade = b""
-    tail = b""
-    """The head as it goes upstream, from the end of the path on, once it was rendered."""
 
     def __init__(self, method: bytes, target: bytes) -> None:
         self.method = method
         self.target = target
         """As it was sent; ``path`` is its origin form."""
         self.path = target
+        self.scheme = b""
+        """Of an absolute form, or ``:scheme``."""
+        self.origin = b""
+        """What an absolute form has in front of its path."""
+        self.authority = b""
+        """Host, or the authority that an absolute form and its Host agree on."""
+        self.version = 1
+        """The minor version of HTTP/1; 2 for HTTP/2."""
+        self.overrides: Sequence[bytes] = ()
+        """Fields that some servers take for another method; not sent where policy looks at methods."""
+        self.length = 0
+        self.close = self.expect = False
+        self.upgrade = b""
+        self.trailers = False
+        """The client takes trailers, and said so (``TE``)."""
+        self.sealed: Sequence[bytes] = ()
+        """Fields that hold a credential, in lower case: no table of an HTTP/2 connection remembers them."""
+        self.tail = b""
+        """The head as it goes upstream, from the end of the path on, once it was rendered."""
 
 
 class Response:
     """One response head, checked. ``lines`` are its end-to-end fields as they are sent on."""
 
-    version = 1
     lines: list[bytes]
-    length = 0
-    close = False
-    upgrade = b""
 
     def __init__(self, status: int, reason: bytes = b"") -> None:
         self.status = status
         self.reason = reason
+        self.version = 1
+        self.length = 0
+        self.close = False
+        self.upgrade = b""
+
+
+CONTINUE: Final = Response(100, b"Continue")
+CONTINUE.lines = []
 
 
 class Route(NamedTuple):
@@ -93,6 +105,8 @@ class Route(NamedTuple):
     """What the upstream's certificate must prove; empty for no TLS."""
     epoch: int
     """Under what its addresses were judged: the sandbox's epoch, which changes with every policy."""
+    protocol: str = "http/1.1"
+    """What ALPN offers: what the client speaks. ``h2`` leaves the choice to the origin."""
 
 
 class UpstreamWire(Protocol):
@@ -112,6 +126,46 @@ class UpstreamWire(Protocol):
         """The exchange is over and the connection is fit for another one."""
 
     def close(self) -> None: ...
+
+
+class Carrier(Protocol):
+    """Commands of one exchange towards its destination: an HTTP/1 connection (``origin1``), or one stream of an
+    HTTP/2 connection (``origin2``).
+
+    Its events are the exchange's methods under "the upstream's side". Nothing comes before ``ask`` or after
+    ``close``; a carrier whose response is complete takes care of its connection itself.
+    """
+
+    address: str
+    """The address that was dialled."""
+
+    @property
+    def reused(self) -> bool:
+        """The connection has carried an exchange before, so the far side may have closed it meanwhile."""
+
+    def ask(
+        self,
+        exchange: Exchange,
+        request: Request,
+        authority: bytes,
+        payload: bytes,
+        trailers: Sequence[bytes] | None,
+    ) -> int:
+        """Send the request's head and what is there of its body; ``trailers`` unless more follows. Returns how
+        many bytes that is, as ``send`` and ``conclude`` do."""
+
+    def send(self, payload: bytes) -> int:
+        """Send more of the request's body, or of an upgraded connection."""
+
+    def conclude(self, trailers: Sequence[bytes]) -> int:
+        """The request's body is complete."""
+
+    def pause(self) -> None:
+        """Bring no more of the response for now."""
+
+    def resume(self) -> None: ...
+    def close(self, code: int = CANCEL) -> None:
+        """The exchange ends before its end."""
 
 
 class ClientWire(Protocol):
@@ -158,13 +212,15 @@ class Conversation(Protocol):
     def respond(self, exchange: Exchange, response: Response, payload: bytes) -> None:
         """Send the response's head and what is there of its body; more follows."""
 
-    def complete(self, exchange: Exchange, response: Response, payload: bytes, trailers: list[bytes]) -> None:
+    def complete(
+        self, exchange: Exchange, response: Response, payload: bytes, trailers: Sequence[bytes]
+    ) -> None:
         """Send a whole response. The exchange is over."""
 
     def extend(self, exchange: Exchange, payload: bytes) -> None:
         """Send more of the body."""
 
-    def conclude(self, exchange: Exchange, payload: bytes, trailers: list[bytes]) -> None:
+    def conclude(self, exchange: Exchange, payload: bytes, trailers: Sequence[bytes]) -> None:
         """Send the rest of the body and end it. The exchange is over."""
 
     def refuse(self, exchange: Exchange, decision: Decision) -> None:
@@ -173,8 +229,9 @@ class Conversation(Protocol):
     def trouble(self, exchange: Exchange, text: str, status: int) -> None:
         """Answer that it cannot be served. The exchange is over."""
 
-    def abort(self, exchange: Exchange) -> None:
-        """The response cannot be completed; make that visible. The exchange is over."""
+    def abort(self, exchange: Exchange, code: int) -> None:
+        """The response cannot be completed; make that visible, with a ``code`` where the client knows such. The
+        exchange is over."""
 
     def hold(self, exchange: Exchange, held: bool) -> None:
         """Send no more (or again) of the request's body."""

@@ -12,11 +12,17 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from ringfence.gateway.core.heads import REASONS
-from ringfence.policy.model import Decision, Effect, Reason, RuleRef
+from ringfence.policy.model import Decision, Effect, Inspect, Reason, RuleRef, Verdict
 
 NO_RULE: Final = "no matching allow rule — default deny"
+UNTRUSTED: Final = "the client does not trust this installation's certificate authority"
+UNACCEPTED: Final = "the client does not accept the gateway's certificate"
+LEFT: Final = "the client left during the TLS handshake, as some do that do not trust a certificate"
+MISTRUST: Final = frozenset({UNTRUSTED, UNACCEPTED, LEFT})
+"""How a handshake fails with clients that have roots, or pins, of their own."""
 _MARK: Final = b"@@@@@@@@-@@@@@@@@"
 """Stands for a decision's number in a notice that is kept: all numbers have this length."""
+LATER: Final = 429
 _NAMED: Final = 4
 """Rules that a refusal names."""
 
@@ -28,9 +34,13 @@ class Notice(NamedTuple):
     kind: bytes
     number: bytes
     body: bytes
+    retry: int = 0
+    """Seconds after which it is worth to ask again."""
 
     def fields(self) -> list[tuple[bytes, bytes]]:
+        later = [(b"retry-after", b"%d" % self.retry)] if self.retry else []
         return [
+            *later,
             (b"content-type", self.kind),
             (b"content-length", b"%d" % len(self.body)),
             (b"cache-control", b"no-store"),
@@ -79,6 +89,14 @@ def refused(
     )
 
 
+def postponed(
+    decision: Decision, place: Place, number: bytes, retry: int, contact: Contact, *, wants_json: bool
+) -> Notice:
+    """Return the notice for a request that a budget of a minute has no room for now (RFC 6585 section 4)."""
+    notice = refused(decision, place, number, status=LATER, contact=contact, wants_json=wants_json)
+    return notice._replace(retry=retry)
+
+
 def troubled(text: str, place: Place, number: bytes, *, status: int, wants_json: bool) -> Notice:
     """Return the notice for an access that was allowed and cannot be served."""
     title = f"The gateway cannot reach {place}: {text}"
@@ -92,7 +110,10 @@ def misread(text: str, number: bytes, *, status: int) -> Notice:
 
 def wants_json(lines: list[bytes]) -> bool:
     """Whether a request's fields ask for JSON by name; ``*/*`` is a person's curl."""
-    return any(line[:7].lower() == b"accept:" and b"json" in line.lower() for line in lines)
+    for line in lines:  # noqa: SIM110  # a generator costs more than all that it looks at
+        if line[:7].lower() == b"accept:" and b"json" in line.lower():
+            return True
+    return False
 
 
 def _notice(
@@ -133,9 +154,14 @@ def _notice(
 
 
 def _because(decision: Decision) -> str:
-    if decision.reason is Reason.RULE and decision.rules:
+    if decision.reason is Reason.RULE and decision.rules and not _spent(decision):
         return "; ".join(f"rule {_named(rule)}, origin {rule.origin}" for rule in decision.rules[:_NAMED])
     return NO_RULE if decision.reason is Reason.DEFAULT else decision.text
+
+
+def _spent(decision: Decision) -> bool:
+    """Whether it is an allow that refuses: its budget is spent, and only time changes that."""
+    return decision.verdict is Verdict.BLOCKED and any(rule.effect is Effect.ALLOW for rule in decision.rules)
 
 
 def _named(rule: RuleRef) -> str:
@@ -144,7 +170,7 @@ def _named(rule: RuleRef) -> str:
 
 def _change(decision: Decision, place: Place, contact: Contact) -> str:
     """Say what would change a refusal: a command, or whom to ask. What a guard refuses, nothing changes."""
-    if decision.reason not in (Reason.RULE, Reason.DEFAULT):
+    if decision.reason not in (Reason.RULE, Reason.DEFAULT) or _spent(decision):
         return ""
     rule = decision.rules[0] if decision.rules else None
     if contact.organisation or (rule is not None and rule.origin == "remote"):
@@ -156,6 +182,17 @@ def _change(decision: Decision, place: Place, contact: Contact) -> str:
     if rule.origin == "preset":
         return f"on the host, `sbx policy preset disable {rule.name}`"
     return f"on the host, `sbx policy rm network --id {rule.id.removeprefix('local:')}`"
+
+
+def mistrusted(decision: Decision, place: Place, contact: Contact) -> str:
+    """Say what helps a client that refuses our certificate for an allowed host. Nothing is bypassed by itself."""
+    if contact.organisation:
+        return f"ask an administrator of {contact.organisation}"
+    if decision.verdict is Verdict.UNDETERMINED:
+        return "rules about its requests need it inspected"
+    if decision.inspect is Inspect.ALWAYS:
+        return "a rule says that it is always inspected"
+    return f"on the host, `sbx policy allow network --inspect never {place}` passes it through unread"
 
 
 class Template:

@@ -92,6 +92,14 @@ def sniff(data: bytes) -> Sniffed:
 
 
 @lru_cache(maxsize=4096)
+def read_hello(body: bytes) -> Sniffed:
+    """Read a ClientHello's body that came without records, as in QUIC (RFC 9001 section 4.1.3)."""
+    try:
+        return Sniffed(kind=SniffKind.TLS, hello=_hello(body))
+    except _Malformed as error:
+        return Sniffed(kind=SniffKind.MALFORMED, text=str(error))
+
+
 def hostname(raw: bytes) -> str | None:
     """Return the canonical form of a name as it came over the wire; ``None`` if it is no name."""
     try:

@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ringfence.gateway.core import journal
+from ringfence.gateway.core.budgets import Account, names, spend
+from ringfence.gateway.core.flow import Flow
 from ringfence.gateway.core.messages import ClientWire, Route, UpstreamWire
-from ringfence.gateway.core.subject import Flow
 from ringfence.policy.model import Decision, Verdict
 
 
@@ -49,6 +50,8 @@ class Tunnel:
         self._fields = b""
         self._started = now
         self._first = 0.0
+        self._accounts: tuple[Account, ...] = ()
+        """The budgets that pay for its bytes."""
         self._decision = flow.judge_opaque(now)
         self._epoch = flow.subject.epoch
 
@@ -81,8 +84,12 @@ class Tunnel:
             self._relay(self._upstream, now)
 
     def eof(self, now: float) -> None:
-        self.lost(now)
-        self.wire.finish()
+        """The client sends no more. What it said (``echo question | nc -N``) still goes out, and the end of it too,
+        once the relay runs.
+        """
+        if self.over or not self._early:
+            self.lost(now)
+            self.wire.finish()
 
     def lost(self, now: float) -> None:
         self.finished(b"client", now)
@@ -147,6 +154,17 @@ class Tunnel:
         if received and not self._first:
             self._first = now
         self.deadline = now + self.flow.subject.limits.tunnel_time
+        if self._accounts:
+            self._book(sent + received, now)
+
+    def _book(self, size: int, now: float) -> None:
+        """Charge bytes; where no rule allows one more, end."""
+        subject = self.flow.subject
+        if spend(self._accounts, size, 0, now):
+            subject.drain()
+        if any(each.drained for each in self._accounts) and not self.flow.judge_opaque(now).allowed:
+            self.finished(b"limit", now)
+            self.wire.reset()
 
     def finished(self, ended: bytes, now: float) -> None:
         """One side, or both, are gone."""
@@ -193,6 +211,10 @@ class Tunnel:
     def _open(self, now: float) -> None:
         self._id = self.flow.subject.ids()
         self._fields = self.flow.shared(self._decision) + self._dialled
+        if self.flow.subject.budgets:
+            self._accounts = self.flow.subject.budgets.charged(self._decision)
+            if self._accounts:
+                self._fields += b"," + journal.encode({"charged": names(self._accounts)})
         self.flow.subject.sink(journal.opened(self._id, now, self._fields), True)
 
     def _close(self, ended: bytes, now: float) -> None:
