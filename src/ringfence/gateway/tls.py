@@ -16,7 +16,6 @@ from typing import Final, cast
 from ringfence.gateway.backends import JOIN, OPENSSL, READ, Backend, Context, Endpoint, Insecure, endpoint
 from ringfence.gateway.turns import Round
 
-HIGH_WATER: Final = 65_536
 _RST: Final = struct.pack("ii", 1, 0)
 
 
@@ -67,8 +66,7 @@ class Link(asyncio.Protocol):
     # -- asyncio's events ---------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)
-        self.transport.set_write_buffer_limits(high=HIGH_WATER)
+        self.transport = transport  # type: ignore[assignment]  # no subprocess pipe, no datagrams
 
     def eof_received(self) -> bool:
         if not self.closed:

@@ -72,8 +72,8 @@ class Relay:
             self._tunnel.moved(size, 0, time())
         else:
             self._tunnel.moved(0, size, time())
-        half.total += size
-        if half.total >= self._limit and self._pumps is None:
+        total = half.total = half.total + size
+        if total >= self._limit and self._pumps is None:
             self.try_splice()
 
     def try_splice(self) -> None:

@@ -147,6 +147,7 @@ class Upstreams:
         reached = self._reaching.pop(link, None)
         if reached is None:
             return
+        link.idle_since = 0.0
         owner = reached[0]
         if isinstance(owner, Exchange):
             self._made(link, owner, link.route)
@@ -287,6 +288,8 @@ class Upstreams:
     def forget(self, link: UpstreamLink) -> None:
         """A connection is gone."""
         self.open_count -= 1
+        if not link.idle_since:
+            return  # it never waited anywhere
         for links in (self.shelves.get(link.route), self.shared.get(link.route)):
             if links is not None and link in links:
                 links.remove(link)

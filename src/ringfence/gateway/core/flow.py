@@ -274,7 +274,11 @@ class Flow:
         if decision is self._decision and self._encoded:
             return self._encoded
         subject = self.subject
-        shared = b",".join((subject.identity(), self._encoded_place(), subject.encoded(decision)))
+        place = (self.host, self.port, self.via, self.protocol, self.canary, self.transport)
+        shared = subject.shared(decision, place)
+        if not shared:
+            shared = b",".join((subject.identity(), self._encoded_place(), subject.encoded(decision)))
+            subject.share(decision, place, shared)
         if decision is self._decision:
             self._encoded = shared
         return shared

@@ -25,7 +25,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ringfence.policy.errors import InvalidPolicy
-from ringfence.policy.names import canonical_name
+from ringfence.policy.names import NAME_BYTES, canonical_name
 
 LIMIT = 65_536
 """Bytes a ClientHello may take with its record headers; who needs more is not a TLS client that we serve."""
@@ -36,6 +36,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _METHOD_LIMIT = 64
 _LINE_LIMIT = 1_024
 _RECORD_LIMIT = 16_384
+_NAME_LIMIT = NAME_BYTES + 1
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]*")
 _USUAL_METHOD = re.compile(rb"[A-Z][A-Z_-]*\Z")
 _VERSIONED_LINE = re.compile(rb"[\x20-\x7e]* HTTP/[0-9.]+\r?\n")
@@ -102,6 +103,11 @@ def read_hello(body: bytes) -> Sniffed:
 
 def hostname(raw: bytes) -> str | None:
     """Return the canonical form of a name as it came over the wire; ``None`` if it is no name."""
+    return _hostname(raw) if len(raw) <= _NAME_LIMIT else None
+
+
+@lru_cache(maxsize=4096)
+def _hostname(raw: bytes) -> str | None:
     try:
         name = canonical_name(raw)
     except InvalidPolicy:
@@ -162,7 +168,7 @@ def _tls(data: bytes) -> Sniffed:
         body, need = _handshake(data)
         if body is None:
             return Sniffed(kind=SniffKind.MORE, need=need)
-        return Sniffed(kind=SniffKind.TLS, hello=_hello(body))
+        return Sniffed(SniffKind.TLS, _hello(body))
     except _Malformed as error:
         return Sniffed(kind=SniffKind.MALFORMED, text=str(error))
 
@@ -220,11 +226,12 @@ def _hello(body: bytes) -> ClientHello:
     seen: set[int] = set()
     server_name: str | None = None
     alpn: tuple[bytes, ...] = ()
-    while at < end:
-        start = at + 4
-        if end < start:
+    last = end - 4
+    while at < end:  # a dozen times for every connection
+        if at > last:
             raise _Malformed("an extension is cut short")
         kind, size = _EXTENSION(body, at)
+        start = at + 4
         at = start + size
         if at > end:
             raise _Malformed("an extension is cut short")

@@ -69,6 +69,8 @@ class Subject:
     _identity: tuple[str | None, bytes] = (None, b"")
     _encoded: dict[object, tuple[Decision, bytes]] = field(default_factory=dict)
     _encoded_epoch: int = -1
+    _shared: dict[tuple[object, ...], tuple[Decision, bytes]] = field(default_factory=dict)
+    _shared_epoch: int = -1
     _judged: dict[tuple[str, int, Transport, str], Decision] = field(default_factory=dict)
     _judged_epoch: int = -1
     _refusals: dict[object, tuple[Decision, Template]] = field(default_factory=dict)
@@ -200,6 +202,20 @@ class Subject:
         if kept is None:
             kept = self._encoded[key] = (decision, journal.encode(journal.decided(decision)))
         return kept[1]
+
+    def shared(self, decision: Decision, place: tuple[object, ...]) -> bytes:
+        """Return what ``share`` kept under this decision, the very same, about a place; empty if nothing."""
+        if self._shared_epoch != self.epoch:
+            self._shared.clear()
+            self._shared_epoch = self.epoch
+        kept = self._shared.get(place)
+        return kept[1] if kept is not None and kept[0] is decision else b""
+
+    def share(self, decision: Decision, place: tuple[object, ...], line: bytes) -> None:
+        """Keep the part of the records about a place that connections to it share."""
+        if len(self._shared) >= _KEPT:
+            self._shared.clear()
+        self._shared[place] = (decision, line)
 
     def template(
         self, decision: Decision, place: Place, *, status: int, wants_json: bool, close: bool

@@ -54,6 +54,7 @@ class Tunnel:
         """The budgets that pay for its bytes."""
         self._decision = flow.judge_opaque(now)
         self._epoch = flow.subject.epoch
+        self._patience = flow.subject.limits.tunnel_time
 
     def start(self, now: float) -> None:
         """Decide; reset what is refused (never a connection that looks open and stays silent), or dial."""
@@ -153,7 +154,7 @@ class Tunnel:
         self.received_bytes += received
         if received and not self._first:
             self._first = now
-        self.deadline = now + self.flow.subject.limits.tunnel_time
+        self.deadline = now + self._patience
         if self._accounts:
             self._book(sent + received, now)
 
