@@ -279,7 +279,6 @@ def _neighbour(
             beside = load.run(work / "load", port=PORT, origin=ORIGIN, seconds=seconds)
             rows.setdefault("beside", []).append(beside.p99)
         crowd.stdin.close()
-        rows["crowd"] = [json.loads(crowd.stdout.read().splitlines()[-1])["operations"]]
         crowd.wait(20)
 
 

@@ -188,7 +188,7 @@ class _Half(asyncio.Protocol):
         return True
 
     def stall(self, stalled: bool) -> None:
-        if self._relay.moving or self._relay.spliced or self.source.is_closing():
+        if self.source.is_closing() or self._relay.moving or self._relay.spliced:
             return
         if stalled:
             self.source.pause_reading()
@@ -209,9 +209,11 @@ class _Half(asyncio.Protocol):
             self._relay.part()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._relay.lost(self)
+        relay = self._relay
+        del self._relay  # no cycle left for the garbage collector
+        relay.lost(self)
         if self.outwards:
-            self._relay.client_lost(exc)
+            relay.client_lost(exc)
 
 
 class _Pump:
