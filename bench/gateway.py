@@ -334,7 +334,7 @@ def table(results: dict[str, dict[str, float]]) -> list[str]:
         base = direct.get(row.key, 0.0) if row.value[0] == "p" else 0.0
         mine = ours[row.key] - base
         rate = direct.get(f"{row.key}:rate", math.nan)
-        share = f"{ours[f'{row.key}:rate'] / rate:.2f}" if row.direct and rate == rate else ""
+        share = f"{ours[f'{row.key}:rate'] / rate:.2f}" if row.direct and rate > 0 else ""
         cells = [row.title, row.unit, _short(mine), share]
         for peer in peers:
             theirs = results[peer].get(row.key, math.nan) - base
