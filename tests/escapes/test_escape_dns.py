@@ -138,7 +138,8 @@ def test_dns_03_doh_and_dot_are_hosts_like_others(lab: Lab, host: str) -> None:
     lab.expect(inside("a.test", get("a.test")), allowed(HEARD))
     lab.expect(inside(host, query), refused())
     lab.expect(
-        tunnel(host, dns.message.make_query("x.test", "TXT", id=0x8001).to_wire(), port=853), refused("default", "reset")
+        tunnel(host, dns.message.make_query("x.test", "TXT", id=0x8001).to_wire(), port=853),
+        refused("default", "reset"),
     )
     lab.expect(redirected("8.8.8.8", get("8.8.8.8"), port=443), refused())
     lab.expect(redirected("8.8.8.8", b"\0\x1d\x12\x34\x01\0\0\1", port=853), refused("default", "reset"))
