@@ -6,9 +6,9 @@ What connections are for, who may share them and how long they are kept is :mod:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from time import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ringfence.gateway.core.heads import render_request
 from ringfence.gateway.core.messages import Route
@@ -29,6 +29,42 @@ class Unreached(Exception):
         super().__init__(text)
         self.status = status
         self.text = text
+
+
+class Attempt:
+    """A connection in the making, driven by hand: what a task does for it costs more than all that we do.
+
+    ``failed`` is told, later, why there is none, unless it was cancelled.
+    """
+
+    __slots__ = ("_connecting", "_failed", "_loop", "_waiter")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connecting: Coroutine[Any, object, object],
+        failed: Callable[[OSError], None],
+    ) -> None:
+        self._loop = loop
+        self._connecting = connecting
+        self._failed = failed
+        self._waiter: asyncio.Future[object] | None = None
+        self._go_on()
+
+    def _go_on(self, _: object = None) -> None:
+        try:
+            waiter = self._waiter = self._connecting.send(None)
+        except (StopIteration, asyncio.CancelledError):
+            self._waiter = None
+        except OSError as flaw:
+            self._waiter = None
+            self._loop.call_soon(self._failed, flaw)
+        else:
+            waiter.add_done_callback(self._go_on)
+
+    def cancel(self) -> None:
+        if self._waiter is not None:
+            self._waiter.cancel()
 
 
 class UpstreamLink(Link):

@@ -33,7 +33,7 @@ from ringfence.gateway.core.subject import Subject
 from ringfence.gateway.core.tunnels import Tunnel
 from ringfence.gateway.dial import Judge, Refused, Unconnected, Unresolved, reason, silence
 from ringfence.gateway.turns import Turns
-from ringfence.gateway.uplink import Unreached, UpstreamLink
+from ringfence.gateway.uplink import Attempt, Unreached, UpstreamLink
 from ringfence.policy.model import Decision
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Upstreams:
         """Routes whose origins chose HTTP/1 although they were offered more."""
         self._sessions: OrderedDict[tuple[object, ...], ssl.SSLSession] = OrderedDict()
         self._dials: set[asyncio.Task[None]] = set()
-        self._reaching: dict[UpstreamLink, tuple[Exchange | Tunnel, asyncio.Task[object]]] = {}
+        self._reaching: dict[UpstreamLink, tuple[Exchange | Tunnel, Attempt]] = {}
         """Connections to one known address that are being made, and whom for."""
         self._shaking: set[UpstreamLink] = set()
         self.open_count = 0
@@ -137,9 +137,12 @@ class Upstreams:
         link = UpstreamLink(self, route)
         link.address = place[0]
         link.idle_since = now
-        task: asyncio.Task[object] = services.loop.create_task(services.dialer.reach(place, lambda: link))
-        self._reaching[link] = (owner, task)
-        task.add_done_callback(lambda task: self._unreached(link, task))
+        attempt = Attempt(
+            services.loop,
+            services.dialer.reach(place, lambda: link),
+            lambda flaw: self._unreached(link, flaw),
+        )
+        self._reaching[link] = (owner, attempt)
 
     def arrived(self, link: UpstreamLink) -> None:
         """A connection is there. One that somebody dials for it in a task is taken from there."""
@@ -158,14 +161,11 @@ class Upstreams:
             link.early = None
             owner.connected(link, time())
 
-    def _unreached(self, link: UpstreamLink, task: asyncio.Task[object]) -> None:
-        """Nobody answered where ``link`` was to go, unless it is there or was given up."""
-        flaw = None if task.cancelled() else task.exception()
+    def _unreached(self, link: UpstreamLink, flaw: OSError) -> None:
+        """Nobody answered where ``link`` was to go."""
         reached = self._reaching.pop(link, None)
-        if reached is None or flaw is None:
-            return
-        text = reason(flaw) if isinstance(flaw, OSError) else "the gateway failed"
-        self._failed(reached[0], link.route, 502, text)
+        if reached is not None:
+            self._failed(reached[0], link.route, 502, reason(flaw))
 
     async def _dial(self, owner: Exchange | Tunnel, flow: Flow, route: Route) -> None:
         try:
@@ -310,10 +310,10 @@ class Upstreams:
     def sweep(self, now: float) -> None:
         """Close connections that nobody wanted for a while, and handshakes that do not end."""
         late = now - self.subject.limits.dial_time
-        for link, (owner, task) in list(self._reaching.items()):
+        for link, (owner, attempt) in list(self._reaching.items()):
             if link.idle_since < late:
                 del self._reaching[link]
-                task.cancel()
+                attempt.cancel()
                 self._failed(owner, link.route, 502, silence(self.subject.limits.dial_time))
         for link in list(self._shaking):
             if link.idle_since < late and link.ready is not None and not link.ready.done():
@@ -330,8 +330,11 @@ class Upstreams:
 
     def close(self) -> None:
         """The sandbox is gone."""
-        for task in [*self._dials, *(task for _, task in self._reaching.values())]:
+        for task in list(self._dials):
             task.cancel()
+        for _, attempt in self._reaching.values():
+            attempt.cancel()
+        self._reaching.clear()
         self.drop()
 
 
