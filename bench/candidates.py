@@ -49,7 +49,7 @@ def ringfence(work: Path, origin: str, *, tls: str = "ssl", port: int = PORT) ->
     argv += ["--certificate", str(work / "ringfence-ca.pem"), "--records", str(work / "audit.jsonl")]
     if tls == "ssl":
         return Candidate(name="ringfence", argv=tuple(argv))
-    unlike = {"tls403", "plain403", "open403", "plain", "tunbulk", "tunnew", "tunmsg"}
+    unlike = {"tls403", "plain403", "new403", "open403", "plain", "tunbulk", "tunnew", "tunmsg"}
     return Candidate(name=f"ringfence, {tls}", argv=tuple(argv), skip=frozenset(unlike))
 
 

@@ -7,6 +7,7 @@
  *   plain   absolute-form HTTP requests on kept connections          tunnel  the same bytes through CONNECT, no TLS
  *   tls     CONNECT, TLS, requests on kept connections               once    CONNECT, TLS, one request, new connection each time
  *   open    CONNECT without TLS, one request, new connection         h2      as tls with HTTP/2, 16 streams on each connection
+ *   fresh   one absolute-form HTTP request, new connection each time
  *   idle    CONNECT, TLS, one request on each connection, then wait for a line on standard input (memory is read meanwhile)
  *   quiet   CONNECT without TLS and without a request, then wait as above
  *   events  as tls, one request for a stream of events that say when they were sent; an operation is an event, its time how long it travelled
@@ -32,7 +33,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum mode { PLAIN, TUNNEL, TLS, ONCE, OPEN, H2, IDLE, QUIET, EVENTS, TRICKLE };
+enum mode { PLAIN, TUNNEL, TLS, ONCE, OPEN, H2, IDLE, QUIET, EVENTS, TRICKLE, FRESH };
 enum state { CONNECTING, ASKED, SHAKING, HEAD, BODY, CHUNKS, FRAMES, STREAM, PARKED };
 enum { STREAMS = 16, SLOTS = 64, SAMPLES = 1 << 22 };
 
@@ -49,6 +50,7 @@ static long host_count, host_next, operations, failures, bytes, parked; static f
 static SSL_CTX *ctx; static int ep, stopping; static double deadline;
 
 static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + t.tv_nsec / 1e9; }
+static int brief(void) { return mode == ONCE || mode == OPEN || mode == FRESH; } /* a connection for one operation */
 static int secure(void) { return mode == TLS || mode == ONCE || mode == H2 || mode == IDLE || mode == EVENTS; }
 static void finished(double began) {
     operations++;
@@ -65,7 +67,7 @@ static void queue(struct conn *c, const void *data, size_t n) {
 static void dial(struct conn *c) {
     c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     int one = 1; setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    if (mode == ONCE || mode == OPEN) { struct linger l = {1, 0}; setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &l, sizeof l); }
+    if (brief()) { struct linger l = {1, 0}; setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &l, sizeof l); }
     snprintf(c->host, sizeof c->host, host_form, (int)(host_count ? host_next % host_count : host_next)); host_next++;
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = proxy_port ? htonl(INADDR_LOOPBACK) : inet_addr(getenv("ORIGIN"))};
     a.sin_port = htons(proxy_port ? proxy_port : secure() ? origin_tls : origin_plain);
@@ -89,10 +91,10 @@ static void fail(struct conn *c, const char *why) {
 
 static void ask(struct conn *c) {
     char b[1024]; int n;
-    if (mode == PLAIN && proxy_port) n = snprintf(b, sizeof b, "GET http://%s%s HTTP/1.1\r\nHost: %s\r\nUser-Agent: load\r\nAccept: */*\r\n\r\n", c->host, path, c->host);
+    if ((mode == PLAIN || mode == FRESH) && proxy_port) n = snprintf(b, sizeof b, "GET http://%s%s HTTP/1.1\r\nHost: %s\r\nUser-Agent: load\r\nAccept: */*\r\n\r\n", c->host, path, c->host);
     else n = snprintf(b, sizeof b, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: load\r\nAccept: */*\r\n\r\n", path, c->host);
     queue(c, b, (size_t)n); c->state = HEAD; c->in_len = 0;
-    if (mode != ONCE && mode != OPEN) c->began = now();
+    if (!brief()) c->began = now();
 }
 
 static void open_stream(struct conn *c) {
@@ -133,7 +135,7 @@ static int flush(struct conn *c) {
 
 static void complete(struct conn *c) {
     finished(c->began);
-    if (mode == ONCE || mode == OPEN || c->closes) { again(c); return; }
+    if (brief() || c->closes) { again(c); return; }
     if (mode == IDLE) { c->state = PARKED; parked++; return; }
     if (stopping) { hang_up(c); return; }
     ask(c);
@@ -216,7 +218,7 @@ static void drive(struct conn *c) {
     if (c->state == CONNECTING) {
         int e = 0; socklen_t n = sizeof e; getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &e, &n);
         if (e) { fail(c, strerror(e)); return; }
-        if (proxy_port && mode != PLAIN) {
+        if (proxy_port && mode != PLAIN && mode != FRESH) {
             char b[600]; int k = snprintf(b, sizeof b, "CONNECT %s:%d HTTP/1.1\r\nHost: %s:%d\r\n\r\n", c->host, secure() ? 443 : 80, c->host, secure() ? 443 : 80);
             queue(c, b, (size_t)k); c->state = ASKED;
         } else established(c);
@@ -275,10 +277,10 @@ static int by_value(const void *a, const void *b) { float x = *(const float *)a,
 
 int main(int argc, char **argv) {
     if (argc < 8) { fprintf(stderr, "usage: load PROXY_PORT MODE HOST COUNT CONNECTIONS SECONDS PATH [STATUS]\n"); return 2; }
-    static const char *names[] = {"plain", "tunnel", "tls", "once", "open", "h2", "idle", "quiet", "events", "trickle"};
+    static const char *names[] = {"plain", "tunnel", "tls", "once", "open", "h2", "idle", "quiet", "events", "trickle", "fresh"};
     signal(SIGPIPE, SIG_IGN);
     proxy_port = atoi(argv[1]); int known = 0;
-    for (int i = 0; i < 10; i++) if (!strcmp(argv[2], names[i])) { mode = (enum mode)i; known = 1; }
+    for (int i = 0; i < (int)(sizeof names / sizeof *names); i++) if (!strcmp(argv[2], names[i])) { mode = (enum mode)i; known = 1; }
     if (!known) return 2;
     host_form = argv[3]; host_count = atol(argv[4]); int connections = atoi(argv[5]); double seconds = atof(argv[6]); path = argv[7];
     if (argc > 8) expect = atoi(argv[8]);
